@@ -1,0 +1,1 @@
+"""Studies of what a recurrence remembers: one file per study, a frozen result, one function."""

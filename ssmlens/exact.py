@@ -1,0 +1,66 @@
+"""float64 models that really compute in float64.
+
+transformers' state space models cast to float32 in several places whatever the model's dtype: A_log, the scan's
+inputs, both norms, the residual and the logits. A float64 model is therefore only good to 1e-7. Inside
+`KeepFloat64` such casts of float64 tensors do nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["KeepFloat64", "keep_float64"]
+
+
+class KeepFloat64(TorchFunctionMode):
+    """While active in this thread, a float64 tensor is never cast to float32 by ``float()`` or ``to(float32)``."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (Tensor.float, Tensor.to) and args and args[0].dtype == torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            args = (args[0], *(torch.float64 if a is torch.float32 else a for a in args[1:]))
+            if kwargs.get("dtype") is torch.float32:
+                kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
+
+
+def keep_float64(model: nn.Module) -> None:
+    """Make every forward of a float64 model run inside `KeepFloat64`.
+
+    The model's class is exchanged for a subclass of the same name, so copies, hooks, saving and ``isinstance`` go on
+    as before. Doing it twice does nothing more.
+    """
+    cls = type(model)
+    if getattr(cls, "_keeps_float64", False):
+        return
+    original = cls.forward
+
+    @functools.wraps(original)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if next(self.parameters()).dtype != torch.float64:
+            return original(self, *args, **kwargs)
+        with KeepFloat64():
+            return original(self, *args, **kwargs)
+
+    body = {
+        "forward": forward,
+        "_keeps_float64": True,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
+    model.__class__ = type(cls.__name__, (cls,), body)

@@ -1,0 +1,230 @@
+"""`load`: from a name, a folder, a Hub id or a model in memory to a `Lens`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssmlens import zoo
+from ssmlens.errors import CheckpointError, SsmlensError, UnsupportedModelError
+from ssmlens.lens import Lens
+from ssmlens.models import SUPPORTED, supported
+
+__all__ = ["DTYPES", "load"]
+
+DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
+"""Names that ``load(dtype=...)`` takes besides torch dtypes."""
+
+
+def load(
+    source: str | os.PathLike[str] | nn.Module,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
+    *,
+    tokenizer: Any = None,
+) -> Lens:
+    """Make a lens of a model.
+
+    Nothing is downloaded for a shipped name or a folder, no pickle is executed and no remote code is run. A model in
+    memory is used as it is, without a copy, and keeps its dtype unless ``dtype`` says otherwise.
+
+    A float64 model computes in float64 throughout: transformers' casts to float32 inside it are lifted
+    (`ssmlens.exact`).
+
+    Args:
+        source: a shipped model's name (`ssmlens.zoo.names()`), a folder in transformers or in state-spaces layout, a
+            Hub id "owner/name", or a transformers model.
+        device: where the model goes.
+        dtype: a torch dtype or its name; "auto" keeps the checkpoint's. Default float32, or the model's own for one
+            in memory.
+        tokenizer: for a model in memory or a folder without one: anything with ``encode(text)`` and ``decode(ids)``.
+
+    Raises:
+        CheckpointError: when there is no such checkpoint, or it is damaged, incomplete or not finite.
+        UnsupportedModelError: naming what is supported, when the model is of another family.
+    """
+    wanted = _dtype(dtype)
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise SsmlensError(f"unknown device {device!r}: give 'cpu', 'cuda' or 'cuda:N'") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SsmlensError("device 'cuda' was asked for, but torch sees no CUDA device here: use device='cpu'")
+    if isinstance(source, nn.Module):
+        model, name = source, type(source).__name__
+        _check_family(getattr(getattr(model, "config", None), "model_type", type(model).__name__), model)
+        keep = next(model.parameters()).dtype
+    else:
+        model, name, keep, found = _open(os.fspath(source))
+        tokenizer = tokenizer if tokenizer is not None else found
+    _check_finite(model, name)
+    target = keep if wanted == "auto" or (wanted is None and isinstance(source, nn.Module)) else wanted
+    model = model.to(device=device, dtype=target or torch.float32)
+    if not isinstance(source, nn.Module):
+        model.eval()
+    return Lens(model, tokenizer, name)
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
+    if isinstance(dtype, str) and dtype != "auto":
+        if dtype not in DTYPES:
+            raise SsmlensError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+        return torch.float64 if dtype == "float64" else getattr(torch, dtype)
+    if isinstance(dtype, torch.dtype) and str(dtype).removeprefix("torch.") not in DTYPES:
+        raise SsmlensError(f"unknown dtype {dtype}: choose one of {', '.join(DTYPES)}")
+    return dtype
+
+
+def _open(source: str) -> tuple[nn.Module, str, torch.dtype, Any]:
+    """Model, name, checkpoint dtype and tokenizer of anything that is not a model already."""
+    if source in zoo.names():
+        folder, name = Path(zoo.path(source)), source
+    elif Path(source).is_dir():
+        folder, name = Path(source), Path(source).resolve().name
+    elif Path(source).exists():
+        raise CheckpointError(f"{source} is a file: give the folder that holds config.json and the weights")
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
+        return _from_hub(source)
+    else:
+        raise CheckpointError(
+            f"no model at {source!r}: it is neither a folder, nor a Hub id 'owner/name', nor a shipped model "
+            f"({', '.join(zoo.names())})"
+        )
+    config = _config(folder)
+    kind = config.get("model_type")
+    if kind is None and {"d_model", "n_layer"} <= set(config):
+        from ssmlens.models.native import load_native
+
+        model, keep = load_native(folder, config)
+    else:
+        _check_family(str(kind))
+        model, keep = _from_folder(folder, str(kind))
+    return model, name, keep, _tokenizer(folder)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no config.json: it is no model folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return config
+
+
+def _check_family(kind: str, model: nn.Module | None = None) -> None:
+    if kind not in SUPPORTED:
+        raise UnsupportedModelError(f"models of type {kind!r} are not supported: choose {supported()}")
+    if model is not None and not hasattr(model, "lm_head"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no language model head: give a {SUPPORTED[kind][1]} instead"
+        )
+
+
+def _class(kind: str) -> Any:
+    module, name, _ = SUPPORTED[kind]
+    return getattr(importlib.import_module(module), name)
+
+
+def _from_folder(folder: Path, kind: str) -> tuple[nn.Module, torch.dtype]:
+    """A transformers folder, read strictly and without any network."""
+    from safetensors import SafetensorError
+
+    quiet = _quiet_transformers()
+    cls = _class(kind)
+    try:
+        with quiet:
+            model, info = cls.from_pretrained(
+                folder, dtype="auto", local_files_only=True, output_loading_info=True, trust_remote_code=False
+            )
+    except SafetensorError as error:
+        raise CheckpointError(f"the weights in {folder} are damaged: {error}") from error
+    except Exception as error:
+        # transformers raises OSError, ValueError, RuntimeError, TypeError, KeyError and validation errors of its own.
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{folder} cannot be loaded as {cls.__name__}: {first}") from error
+    # lm_head.weight is absent from tied checkpoints; transformers does not count it as missing.
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        wrong = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get(what, ()))
+        if wrong:
+            raise CheckpointError(
+                f"the weights in {folder} do not fit its config.json: {what.replace('_', ' ')} {_few(wrong)}"
+            )
+    return model, next(model.parameters()).dtype
+
+
+def _from_hub(source: str) -> tuple[nn.Module, str, torch.dtype, Any]:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                source, allow_patterns=["*.json", "*.safetensors", "pytorch_model*.bin", "*.txt", "*.model"]
+            )
+        )
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"no model {source!r}: there is no such folder, and the Hub did not give it ({first}); "
+            f"shipped models are {', '.join(zoo.names())}"
+        ) from error
+    model, _, keep, tokenizer = _open(str(folder))
+    return model, source, keep, tokenizer
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, or None. A tokenizer.json is read by the tokenizers library alone, which is quick."""
+    if (folder / "tokenizer.json").is_file():
+        from ssmlens.tokenizer import FastTokenizer
+
+        return FastTokenizer.from_file(folder / "tokenizer.json")
+    if any((folder / f).is_file() for f in ("tokenizer_config.json", "vocab.json", "tokenizer.model")):
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:
+            raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+    return None
+
+
+def _check_finite(model: nn.Module, name: str) -> None:
+    wrong = [key for key, x in model.named_parameters() if not _finite(x)]
+    if wrong:
+        raise CheckpointError(f"{name} has weights that are NaN or infinite: {_few(wrong)}")
+
+
+def _finite(x: Tensor) -> bool:
+    # A sum is NaN or infinite when any entry is; only then, or when it overflows, look at every entry.
+    return bool(torch.isfinite(x.detach().sum(dtype=torch.float64))) or bool(torch.isfinite(x.detach()).all())
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+class _quiet_transformers:
+    """Load without progress bars and advice on standard error."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self.logging = logging
+        self.level, self.bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *error: object) -> None:
+        self.logging.set_verbosity(self.level)
+        if self.bars:
+            self.logging.enable_progress_bar()

@@ -1,0 +1,170 @@
+"""The state-spaces checkpoint format: config.json without a model_type, and one weights file.
+
+Names are those of transformers' Mamba and Mamba-2 but for ``backbone.embedding``. The head is tied to the embedding,
+and the vocabulary is padded up to a multiple. Every name and shape must fit; what transformers' models cannot express
+is refused in a sentence.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssmlens.errors import CheckpointError, UnsupportedModelError
+
+__all__ = ["load_native"]
+
+NORM_EPS = 1e-5
+"""mamba_ssm's RMSNorm epsilon, which its config does not hold."""
+
+COMMON_SSM = {
+    "layer",
+    "d_state",
+    "d_conv",
+    "expand",
+    "conv_bias",
+    "bias",
+    "dt_min",
+    "dt_max",
+    "dt_init_floor",
+}
+MAMBA1_SSM = COMMON_SSM | {"dt_rank", "dt_init", "dt_scale", "use_fast_path"}
+MAMBA2_SSM = COMMON_SSM | {
+    "headdim", "ngroups", "A_init_range", "D_has_hdim", "rmsnorm", "norm_before_gate", "dt_limit", "chunk_size",
+    "use_mem_eff_path", "d_ssm", "conv_init",
+}  # fmt: skip
+
+
+def load_native(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, torch.dtype]:
+    """A transformers model with the weights of a state-spaces folder, and the dtype they are stored in.
+
+    Raises:
+        CheckpointError: when the weights are missing, damaged, or do not fit the config by name and shape.
+        UnsupportedModelError: when the config asks for attention, MLP or mixer options without a counterpart.
+    """
+    ssm = dict(config.get("ssm_cfg") or {})
+    layer = ssm.get("layer", "Mamba1")
+    if layer not in ("Mamba1", "Mamba2"):
+        raise UnsupportedModelError(f"ssm_cfg.layer {layer!r} is not supported: choose 'Mamba1' or 'Mamba2'")
+    _refuse(config, ssm, layer)
+    weights = _read(folder)
+    weights = {("backbone.embeddings.weight" if k == "backbone.embedding.weight" else k): x for k, x in weights.items()}
+    embedding = weights.get("backbone.embeddings.weight")
+    if embedding is None:
+        raise CheckpointError(f"the weights in {folder} have no backbone.embedding.weight")
+    rows = _padded_vocabulary(config)
+    if tuple(embedding.shape) != (rows, config["d_model"]):
+        raise CheckpointError(
+            f"backbone.embedding.weight is {tuple(embedding.shape)}, but config.json says "
+            f"({rows}, {config['d_model']}) after padding the vocabulary"
+        )
+    tied = bool(config.get("tie_embeddings", True))
+    head = weights.get("lm_head.weight")
+    if head is None:
+        if not tied:
+            raise CheckpointError(f"the weights in {folder} have no lm_head.weight, and tie_embeddings is false")
+        weights["lm_head.weight"] = embedding
+    elif tied and not torch.equal(head, embedding):
+        raise CheckpointError("lm_head.weight differs from the embedding, but the config ties them")
+    model = _build(config, ssm, layer, rows, tied)
+    try:
+        model.load_state_dict(weights, strict=True, assign=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+        raise CheckpointError(f"the weights in {folder} do not fit its config.json: {' '.join(lines)[:500]}") from error
+    if tied:
+        model.tie_weights()  # type: ignore[operator]
+    return model, embedding.dtype
+
+
+def _refuse(config: dict[str, Any], ssm: dict[str, Any], layer: str) -> None:
+    known = MAMBA1_SSM if layer == "Mamba1" else MAMBA2_SSM
+    unknown = sorted(set(ssm) - known)
+    if unknown:
+        raise UnsupportedModelError(f"ssm_cfg holds {', '.join(unknown)}, which {layer} checkpoints here may not have")
+    cases = {
+        "attention layers (attn_layer_idx)": bool(config.get("attn_layer_idx")),
+        "an MLP (d_intermediate)": bool(config.get("d_intermediate")),
+        "LayerNorm (rms_norm false)": not config.get("rms_norm", True),
+        "a skip weight per channel (D_has_hdim)": bool(ssm.get("D_has_hdim", False)),
+        "no gated norm (rmsnorm false)": not ssm.get("rmsnorm", True),
+        "the norm before the gate (norm_before_gate)": bool(ssm.get("norm_before_gate", False)),
+        "a partial SSM (d_ssm)": ssm.get("d_ssm") is not None,
+    }
+    for what, present in cases.items():
+        if present:
+            raise UnsupportedModelError(f"state-spaces checkpoints with {what} are not supported")
+
+
+def _padded_vocabulary(config: dict[str, Any]) -> int:
+    vocab, multiple = int(config["vocab_size"]), int(config.get("pad_vocab_size_multiple", 8))
+    return math.ceil(vocab / multiple) * multiple
+
+
+def _build(config: dict[str, Any], ssm: dict[str, Any], layer: str, rows: int, tied: bool) -> nn.Module:
+    """The transformers model of this config, on the meta device: the weights are assigned afterwards."""
+    d_model, expand = int(config["d_model"]), ssm.get("expand", 2)
+    common: dict[str, Any] = {
+        "vocab_size": rows,
+        "hidden_size": d_model,
+        "num_hidden_layers": int(config["n_layer"]),
+        "layer_norm_epsilon": NORM_EPS,
+        "expand": expand,
+        "conv_kernel": ssm.get("d_conv", 4),
+        "use_bias": ssm.get("bias", False),
+        "use_conv_bias": ssm.get("conv_bias", True),
+        "residual_in_fp32": config.get("residual_in_fp32", True),
+        "tie_word_embeddings": tied,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if layer == "Mamba1":
+        kind, name = "mamba", "Mamba"
+        common |= {"state_size": ssm.get("d_state", 16), "time_step_rank": ssm.get("dt_rank", "auto")}
+    else:
+        kind, name = "mamba2", "Mamba2"
+        head_dim = ssm.get("headdim", 64)
+        inner = int(expand * d_model)
+        if inner % head_dim:
+            raise CheckpointError(f"headdim {head_dim} does not divide the inner width {inner}")
+        common |= {
+            "state_size": ssm.get("d_state", 128),
+            "head_dim": head_dim,
+            "num_heads": inner // head_dim,
+            "n_groups": ssm.get("ngroups", 1),
+            "chunk_size": ssm.get("chunk_size", 256),
+            "time_step_limit": tuple(float(x) for x in ssm.get("dt_limit", (0.0, float("inf")))),
+        }
+    module = importlib.import_module(f"transformers.models.{kind}")
+    with torch.device("meta"):
+        model: nn.Module = getattr(module, f"{name}ForCausalLM")(getattr(module, f"{name}Config")(**common))
+    return model
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    """The weights file, never unpickled beyond plain tensors."""
+    safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    if safe.is_file():
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(safe)
+        except SafetensorError as error:
+            raise CheckpointError(f"{safe} is damaged: {error}") from error
+    if not pickled.is_file():
+        raise CheckpointError(f"{folder} holds neither pytorch_model.bin nor model.safetensors")
+    try:
+        weights = torch.load(pickled, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile, pickle and runtime errors alike
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{pickled} is damaged or holds more than tensors: {first}") from error
+    if not isinstance(weights, dict) or not all(isinstance(x, Tensor) for x in weights.values()):
+        raise CheckpointError(f"{pickled} holds no state dict of tensors")
+    return weights
