@@ -17,6 +17,7 @@ from ssmlens.exact import keep_float64
 from ssmlens.kernels import scan
 from ssmlens.models.family import Family, Lowered
 from ssmlens.prompt import Batch, prepare
+from ssmlens.quiet import quiet_transformers
 from ssmlens.tap import ScanCall, Tap, find_mixers, tapping
 from ssmlens.trace import LayerInfo, MixerTrace, Trace, relative_error
 
@@ -180,7 +181,7 @@ class Lens:
         def keep_last(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             residuals[len(self._layer_list)] = output[0] if isinstance(output, tuple) else output
 
-        with tapping(mixers, recorder.on_scan) as tap, torch.no_grad():
+        with tapping(mixers, recorder.on_scan) as tap, torch.no_grad(), quiet_transformers():
             try:
                 self.model.eval()
                 for k, layer in enumerate(self._layer_list):

@@ -16,6 +16,7 @@ from ssmlens import zoo
 from ssmlens.errors import CheckpointError, SsmlensError, UnsupportedModelError
 from ssmlens.lens import Lens
 from ssmlens.models import SUPPORTED, supported
+from ssmlens.quiet import quiet_transformers
 
 __all__ = ["DTYPES", "load"]
 
@@ -140,10 +141,9 @@ def _from_folder(folder: Path, kind: str) -> tuple[nn.Module, torch.dtype]:
     """A transformers folder, read strictly and without any network."""
     from safetensors import SafetensorError
 
-    quiet = _quiet_transformers()
     cls = _class(kind)
     try:
-        with quiet:
+        with quiet_transformers():
             model, info = cls.from_pretrained(
                 folder, dtype="auto", local_files_only=True, output_loading_info=True, trust_remote_code=False
             )
@@ -211,20 +211,3 @@ def _finite(x: Tensor) -> bool:
 
 def _few(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-class _quiet_transformers:
-    """Load without progress bars and advice on standard error."""
-
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self.logging = logging
-        self.level, self.bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *error: object) -> None:
-        self.logging.set_verbosity(self.level)
-        if self.bars:
-            self.logging.enable_progress_bar()
