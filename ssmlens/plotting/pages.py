@@ -60,6 +60,8 @@ def attention_map(
     figure.update_yaxes(
         **axis, title="t: reading token", autorange="reversed", scaleanchor="x", constrain="domain"
     )
+    # Cells without a value show the ground: neutral, so that nobody reads it as a small negative.
+    figure.update_layout(plot_bgcolor=palette.MISSING)
     return _finish(figure, caption.title("Implicit attention"), caption.note(limits.rule, pooled.rule), 640)
 
 
@@ -223,6 +225,7 @@ def _finish(figure: go.Figure, title: str, note: str, height: int) -> go.Figure:
     figure.update_layout(
         title={"text": escape(title) + below, "x": 0.02},
         height=height,
+        template="plotly_white",
         margin={"l": 70, "r": 20, "t": 60 + 18 * len(lines), "b": 70},
         meta={"title": title, "note": note},
     )

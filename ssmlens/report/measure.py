@@ -1,0 +1,217 @@
+"""The numbers of a report, taken from a trace once. Everything here is plain numpy and text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssmlens.errors import SsmlensError
+
+if TYPE_CHECKING:
+    from ssmlens.recurrence import Recurrence
+    from ssmlens.trace import MixerTrace, Trace
+
+__all__ = ["ALL", "REDUCTIONS", "LayerNumbers", "Numbers", "Prediction", "combine", "measure", "state_norms"]
+
+Array = NDArray[np.float64]
+Progress = Callable[[str, int, int], None]
+
+REDUCTIONS = ("mean", "norm")
+"""Reductions over heads that a report shows: one with sign, and one in which nothing cancels."""
+
+ALL = "all"
+"""Name of the map that combines every layer."""
+
+_BLOCK_NUMBERS = 16_000_000
+_TOP = 10
+
+
+@dataclass(frozen=True)
+class LayerNumbers:
+    """One layer.
+
+    Args:
+        layer: its index.
+        family: "mamba1", "mamba2", ...
+        n_heads, head_dim, d_state: sizes of its state.
+        error: reconstruction error.
+        maps: reduction -> (t, s) implicit attention reduced over heads.
+        half_life: (h,) half-life of each head in tokens; inf without decay.
+        mean_distance: (h,) mean distance of what the last token reads, in tokens; NaN where it reads nothing.
+        norms: (t,) Euclidean norm of the whole state after each token.
+    """
+
+    layer: int
+    family: str
+    n_heads: int
+    head_dim: int
+    d_state: int
+    error: float
+    maps: dict[str, Array]
+    half_life: Array
+    mean_distance: Array
+    norms: Array
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One candidate for the next token: its id, its text and its probability."""
+
+    id: int
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Everything a report shows about one text.
+
+    Args:
+        tokens: (t,) text of each token.
+        layers: the layers with a recurrence, in order.
+        n_layers: number of layers of the model, those without a recurrence included.
+        combined: reduction -> (t, s) map of all layers together, see `combine`.
+        predictions: likeliest next tokens.
+        tolerance: what reconstruction errors are judged by.
+        settings: the trace's settings.
+        half_life_settings: how half-lives were computed.
+    """
+
+    tokens: list[str]
+    layers: tuple[LayerNumbers, ...]
+    n_layers: int
+    combined: dict[str, Array]
+    predictions: tuple[Prediction, ...]
+    tolerance: float
+    settings: dict[str, Any]
+    half_life_settings: dict[str, Any]
+
+    @property
+    def worst_error(self) -> float:
+        """The largest reconstruction error; NaN when any is."""
+        errors = [layer.error for layer in self.layers]
+        return float("nan") if any(e != e for e in errors) else max(errors)
+
+    @property
+    def verified(self) -> bool:
+        """True when every layer was rebuilt within the tolerance."""
+        return all(layer.error <= self.tolerance for layer in self.layers)
+
+
+def measure(
+    trace: Trace,
+    *,
+    row: int = 0,
+    decode: Callable[[Sequence[int]], str] | None = None,
+    progress: Progress | None = None,
+) -> Numbers:
+    """Take the numbers of one row of a trace.
+
+    Args:
+        trace: what `Lens.trace` returned.
+        row: which prompt of the batch.
+        decode: ids to text, for the predicted tokens; without it they are shown by id.
+        progress: called with (what is done, steps done, steps in all).
+
+    Raises:
+        SsmlensError: when the row does not exist or no layer was traced.
+    """
+    if not 0 <= row < len(trace.tokens):
+        raise SsmlensError(f"row {row} does not exist: this trace has rows 0 to {len(trace.tokens) - 1}")
+    if not len(trace):
+        raise SsmlensError("this trace holds no recurrence: trace at least one layer that has one")
+    tell = progress or (lambda what, done, total: None)
+    total = len(trace) + 1
+    layers = []
+    for i, mixer in enumerate(trace):
+        tell(f"layer {mixer.layer}", i, total)
+        layers.append(_layer(mixer, row, len(trace.tokens[row])))
+    tell("predictions", total - 1, total)
+    numbers = Numbers(
+        tokens=list(trace.tokens[row]),
+        layers=tuple(layers),
+        n_layers=len(trace.layers),
+        combined={how: combine([layer.maps[how] for layer in layers]) for how in REDUCTIONS},
+        predictions=_predictions(trace, row, decode),
+        tolerance=trace.tolerance,
+        settings=dict(trace.settings),
+        half_life_settings={},
+    )
+    tell("done", total, total)
+    return numbers
+
+
+def combine(maps: Sequence[Array]) -> Array:
+    """One map for several layers: each row divided by its largest magnitude, then the mean over the layers.
+
+    Layers write at very different scales; without the division the loudest one would be all there is to see.
+    A row of zeros stays zero.
+    """
+    total = np.zeros_like(maps[0])
+    for matrix in maps:
+        peak = np.abs(matrix).max(axis=1, keepdims=True)
+        total += np.divide(matrix, peak, out=np.zeros_like(matrix), where=peak > 0)
+    return total / len(maps)
+
+
+def state_norms(recurrence: Recurrence) -> Array:
+    """Euclidean norm of the whole state, all heads and channels, after each token: (b, t). In blocks of time."""
+    import torch
+
+    from ssmlens.kernels import scan
+
+    inputs = recurrence.inputs
+    each = inputs.batch * inputs.n_heads * inputs.head_dim * inputs.d_state
+    step = max(1, _BLOCK_NUMBERS // max(each, 1))
+    carried, norms = inputs.initial, []
+    for start in range(0, inputs.length, step):
+        part = inputs.slice(start, min(start + step, inputs.length)).replace(initial=carried)
+        states = scan.states(part)  # (b, l, h, p, n)
+        carried = states[:, -1]
+        norms.append(states.flatten(2).double().norm(dim=-1))
+    return torch.cat(norms, dim=1).cpu().numpy()
+
+
+def _layer(mixer: MixerTrace, row: int, length: int) -> LayerNumbers:
+    from ssmlens.analyses import memory
+
+    rec = mixer.recurrence[row : row + 1, :length]
+    maps = {how: _numpy(rec.attention.reduce(how)[0]) for how in REDUCTIONS}
+    return LayerNumbers(
+        layer=mixer.layer,
+        family=mixer.family,
+        n_heads=rec.n_heads,
+        head_dim=rec.head_dim,
+        d_state=rec.d_state,
+        error=mixer.reconstruction_error,
+        maps=maps,
+        half_life=_per_head(memory.half_life(rec)),
+        mean_distance=_numpy(rec.attention.distance(rows=[length - 1])[0, :, 0]),
+        norms=state_norms(rec)[0],
+    )
+
+
+def _predictions(
+    trace: Trace, row: int, decode: Callable[[Sequence[int]], str] | None
+) -> tuple[Prediction, ...]:
+    last = trace.logits[row, int(trace.lengths[row]) - 1].double().softmax(dim=-1)
+    best = last.topk(min(_TOP, last.numel()))
+    found = []
+    for probability, token in zip(best.values.tolist(), best.indices.tolist()):
+        text = f"<{token}>"
+        if decode is not None:
+            try:
+                text = str(decode([token]))
+            except (OverflowError, IndexError, TypeError, ValueError):
+                pass  # padding rows of the vocabulary have no text
+        found.append(Prediction(token, text, probability))
+    return tuple(found)
+
+
+def _numpy(x: Any) -> Array:
+    out: Array = x.detach().double().cpu().numpy()
+    return out
