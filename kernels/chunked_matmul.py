@@ -1,0 +1,201 @@
+"""Scan for heads with several channels (p > 1): chunks as matrix products (Mamba-2, GLA, retention).
+
+Inside a chunk the outputs are the masked matrix of README.md, "Matrix products inside a chunk"; between
+chunks only the state travels. With one decay per head the heads of a group share ``read @ write^T`` and
+the state products; with one decay per state the decays enter the matrix element by element.
+Letters: c chunk, l position read, s position written, q head within its group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .inputs import ScanInputs, expand_groups
+from .segments import FORGET, log_decay64, segment_decay
+
+__all__ = ["scan"]
+
+# A decay per state costs n exponentials for each pair of a chunk, so those chunks are short.
+_SCALAR_CHUNK, _VECTOR_CHUNK = 64, 16
+# The carry between the chunks of one block is a (chunks x chunks) product.
+_MAX_CHUNKS = 32
+# Elements of the largest buffer of one block.
+_CPU_BUDGET, _GPU_BUDGET = 2**23, 2**28
+
+
+def scan(x: ScanInputs, picks: Sequence[int], want_output: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Outputs (b, t, h, p) or None, final state (b, h, p, n), states (b, len(picks), h, p, n).
+
+    Args:
+        x: inputs in the compute dtype, t >= 1, no erase.
+        picks: token positions whose states are wanted.
+        want_output: False skips the read-out.
+    """
+    state = x.initial
+    if state is None:
+        state = x.value.new_zeros(x.batch, x.n_heads, x.head_dim, x.d_state)
+    outputs, states = [], []
+    order: list[int] = []
+    for start, n_chunks, length in _blocks(x, len(picks) > x.length // 4):
+        stop = start + n_chunks * length
+        block = _Block.of(x.slice(start, stop).replace(initial=None), n_chunks, length)
+        entering, end = _carry(block, state)
+        inside = [k for k, i in enumerate(picks) if start <= i < stop]
+        if inside:
+            order += inside
+            states.append(_states(block, entering, [picks[k] - start for k in inside]))
+        if want_output:
+            outputs.append(_outputs(block, entering))
+        state = end
+    if states:
+        back = torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=state.device)
+        picked = torch.cat(states, 1).index_select(1, back)
+    else:
+        picked = state.new_empty(x.batch, 0, x.n_heads, x.head_dim, x.d_state)
+    return (torch.cat(outputs, 1) if want_output else None), state, picked
+
+
+class _Block(NamedTuple):
+    """A stretch of n_chunks x length tokens, folded; b leads every tensor."""
+
+    value: Tensor  # (b, c, l, h, p), dt included
+    write: Tensor  # (b, c, l, g, n); g = h when the decay is per state
+    read: Tensor  # (b, c, l, g, n)
+    clock: Tensor  # (b, c, l, h, 1 | n) running sum of the log-decay inside the chunk, float64
+
+    @classmethod
+    def of(cls, x: ScanInputs, n_chunks: int, length: int) -> _Block:
+        def fold(z: Tensor) -> Tensor:
+            return z.reshape(z.shape[0], n_chunks, length, *z.shape[2:])
+
+        decay = log_decay64(x)
+        write, read = x.write, x.read
+        if decay.shape[3] > 1 or write.shape[2] != read.shape[2]:
+            write, read = expand_groups(write, x.n_heads), expand_groups(read, x.n_heads)
+        value = x.value if x.dt is None else x.value * x.dt[..., None]
+        return cls(fold(value), fold(write), fold(read), fold(decay).cumsum(2))
+
+    @property
+    def per_state(self) -> bool:
+        return self.clock.shape[4] > 1
+
+    def grouped(self, z: Tensor) -> Tensor:
+        """(b, c, l, h, p) -> (b, c, g, l, q * p): the heads of a group side by side."""
+        b, c, length, h, p = z.shape
+        groups = self.write.shape[3]
+        return z.reshape(b, c, length, groups, h // groups * p).transpose(2, 3)
+
+
+def _blocks(x: ScanInputs, many_states: bool) -> Iterator[tuple[int, int, int]]:
+    """(start, n_chunks, chunk length) of each block: whole chunks while they last, then the rest."""
+    vector = (x.A if x.A is not None else x.log_decay).shape[-1] > 1  # type: ignore[union-attr]
+    # States at many times repeat the work of a chunk for each: a shorter chunk then costs less.
+    length = _VECTOR_CHUNK if vector or many_states else _SCALAR_CHUNK
+    per_token = (
+        x.batch
+        * x.n_heads
+        * max(
+            length * (x.d_state if vector else 1),
+            x.head_dim * max(1, x.d_state // length),
+            length * x.head_dim if many_states else 0,
+        )
+    )
+    budget = _GPU_BUDGET if x.value.is_cuda else _CPU_BUDGET
+    most = max(1, min(_MAX_CHUNKS, budget // (length * per_token)))
+    start = 0
+    while x.length - start >= length:
+        n_chunks = min(most, (x.length - start) // length)
+        yield start, n_chunks, length
+        start += n_chunks * length
+    if start < x.length:
+        yield start, 1, x.length - start
+
+
+def _carry(block: _Block, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The state entering each chunk (b, c, h, p, n), and the one leaving the last (b, h, p, n)."""
+    b, c, _, h, p = block.value.shape
+    n = block.write.shape[4]
+    m = block.clock.shape[4]
+    total = block.clock[:, :, -1]  # (b, c, h, m)
+    to_end = (total[:, :, None] - block.clock).to(block.value.dtype).exp()
+    if block.per_state:
+        added = block.grouped(block.value).transpose(3, 4) @ (block.write * to_end).transpose(2, 3)
+    else:
+        added = block.grouped(block.value * to_end).transpose(3, 4) @ block.write.transpose(2, 3)
+    added = added.reshape(b, c, h, p, n)
+    # Clock at the chunk boundaries; a total below FORGET is zero anyway and would only cost digits.
+    ticks = total.clamp(min=FORGET).cumsum(1)
+    ticks = torch.cat([torch.zeros_like(ticks[:, :1]), ticks], 1)  # (b, c + 1, h, m)
+    later = torch.arange(c + 1, device=state.device)
+    allowed = later[:, None] > later[None, :c]
+    if m == 1:
+        boundary = ticks[..., 0].transpose(1, 2)  # (b, h, c + 1)
+        mix = segment_decay(boundary[..., :, None], boundary[..., None, 1:], allowed, state.dtype)
+        flat = added.transpose(1, 2).reshape(b, h, c, p * n)
+        first = boundary.to(state.dtype).exp()[..., None] * state.reshape(b, h, 1, p * n)
+        every = torch.baddbmm(first.flatten(0, 1), mix.flatten(0, 1), flat.flatten(0, 1))
+        every = every.view(b, h, c + 1, p, n).transpose(1, 2)
+        return every[:, :c], every[:, c]
+    entering = []
+    through = total.to(state.dtype).exp()[:, :, :, None, :]  # (b, c, h, 1, n)
+    for i in range(c):
+        entering.append(state)
+        state = torch.addcmul(added[:, i], through[:, i], state)
+    return torch.stack(entering, 1), state
+
+
+def _outputs(block: _Block, entering: Tensor) -> Tensor:
+    """(b, c * l, h, p)."""
+    b, c, length, h, p = block.value.shape
+    groups, n = block.write.shape[3:]
+    dtype = block.value.dtype
+    position = torch.arange(length, device=block.value.device)
+    read, write = block.read.transpose(2, 3), block.write.transpose(2, 3)  # (b, c, g, l, n)
+    if block.per_state:
+        clock = block.clock.transpose(2, 3)  # (b, c, h, l, n)
+        causal = (position[:, None] >= position)[..., None]
+        decay = segment_decay(clock[..., :, None, :], clock[..., None, :, :], causal, dtype)
+        matrix = ((decay * write[..., None, :, :]) @ read[..., None]).squeeze(-1)
+        scaled = read * clock.to(dtype).exp()
+        carried = scaled @ entering.transpose(3, 4)  # (b, c, h, l, p)
+        inside = matrix @ block.value.transpose(2, 3)
+        return (inside + carried).transpose(2, 3).reshape(b, c * length, h, p)
+    clock = block.clock[..., 0].transpose(2, 3)  # (b, c, h, l)
+    decay = segment_decay(clock[..., :, None], clock[..., None, :], position[:, None] >= position, dtype)
+    shared = read @ write.transpose(3, 4)  # (b, c, g, l, s)
+    matrix = decay.view(b, c, groups, h // groups, length, length) * shared[:, :, :, None]
+    inside = matrix.view(b, c, h, length, length) @ block.value.transpose(2, 3)  # (b, c, h, l, p)
+    carried = read @ entering.reshape(b, c, groups, h // groups * p, n).transpose(3, 4)
+    carried = carried.view(b, c, groups, length, h // groups, p).transpose(2, 3).reshape(b, c, length, h, p)
+    y = torch.addcmul(inside.transpose(2, 3), carried, block.clock.to(dtype).exp())
+    return y.reshape(b, c * length, h, p)
+
+
+def _states(block: _Block, entering: Tensor, at: list[int]) -> Tensor:
+    """States (b, len(at), h, p, n) after the given positions of the block."""
+    b, _, length, h, p = block.value.shape
+    n, m = block.write.shape[4], block.clock.shape[4]
+    dtype = block.value.dtype
+    budget = _GPU_BUDGET if block.value.is_cuda else _CPU_BUDGET
+    some = max(1, budget // (b * length * h * max(p, m)))
+    found = []
+    for first in range(0, len(at), some):
+        pick = torch.tensor(at[first : first + some], device=block.value.device)
+        chunk, place = pick // length, pick % length
+        clock = block.clock.index_select(1, chunk)  # (b, k, s, h, m)
+        now = block.clock.flatten(1, 2).index_select(1, pick)  # (b, k, h, m)
+        written = (torch.arange(length, device=pick.device) <= place[:, None])[None, :, :, None, None]
+        decay = segment_decay(now[:, :, None], clock, written, dtype)
+        value, write = block.value.index_select(1, chunk), block.write.index_select(1, chunk)
+        if m == 1:
+            value = value * decay
+        else:
+            write = write * decay
+        added = block.grouped(value).transpose(3, 4) @ write.transpose(2, 3)
+        kept = now.to(dtype).exp()[:, :, :, None, :] * entering.index_select(1, chunk)
+        found.append(added.reshape(b, len(pick), h, p, n) + kept)
+    return torch.cat(found, 1)
