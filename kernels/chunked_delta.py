@@ -24,7 +24,8 @@ def scan(x: ScanInputs, picks: Sequence[int], want_output: bool) -> tuple[Tensor
         picks: token positions whose states are wanted.
         want_output: False skips the read-out.
     """
-    assert x.erase_read is not None and x.erase_write is not None
+    assert x.erase_read is not None
+    assert x.erase_write is not None
     decay = x.full_log_decay().exp()[:, :, :, None, :]  # (b, t, h, 1, n | 1)
     write = x.full_write()
     read, look, rub = (expand_groups(z, x.n_heads) for z in (x.read, x.erase_read, x.erase_write))

@@ -54,7 +54,7 @@ def scan(x: ScanInputs, picks: Sequence[int], want_output: bool) -> tuple[Tensor
         initial = x.initial[:, :, 0].reshape(b, groups, layout.d, x.d_state).transpose(2, 3)
     keep = None
     if x.reset is not None:
-        keep = layout.per_token(~x.reset[..., None, None].expand(b, t, 1, 1)).to(x.dtype)
+        keep = (~layout.per_token(x.reset[..., None, None])).to(x.dtype)
     y, final, states = _DiagonalScan.apply(
         step,
         rate,
@@ -215,10 +215,10 @@ class _Buffers:
         return q
 
 
-def _tiles(x: _Pieces) -> Iterator[tuple[slice, slice]]:
-    """Row and channel ranges that fit the CPU cache; everything at once on a GPU."""
+def _tiles(x: _Pieces, n_chunks: int) -> Iterator[tuple[slice, slice]]:
+    """Row and channel ranges that fit the CPU cache; everything at once where chunks go side by side."""
     rows, groups, d = x.source.shape[1], x.source.shape[2], x.source.shape[4]
-    if x.source.is_cuda:
+    if x.source.is_cuda or n_chunks > 1:
         yield slice(0, rows), slice(0, d)
         return
     n = x.write.shape[3]
@@ -384,7 +384,7 @@ class _DiagonalScan(torch.autograd.Function):
         entering = source.new_zeros(b, groups, n, d) if initial is None else initial.contiguous()
         needs_grad = any(ctx.needs_input_grad)
         walks = []
-        for tile, channels in _tiles(x):
+        for tile, channels in _tiles(x, n_chunks):
             part = x.cut(tile, channels)
             if n_chunks > 1:
                 # Two passes: what each chunk ends with, then the same chunks from the right start.
@@ -412,7 +412,7 @@ class _DiagonalScan(torch.autograd.Function):
         step, rate, source, write, read, initial, keep, *walks = ctx.saved_tensors
         n_chunks = ctx.n_chunks
         x = _Pieces(step, rate, source, write, read, keep)
-        t, rows, groups, _, d = source.shape
+        _, rows, groups, _, d = source.shape
         n, b = write.shape[3], rows // n_chunks
         if dy is not None:
             dy = None if dy.numel() == 0 else dy.contiguous()
@@ -425,7 +425,7 @@ class _DiagonalScan(torch.autograd.Function):
         )
         leaving = source.new_zeros(b, groups, n, d) if dfinal is None else dfinal.contiguous()
         dinitial = source.new_empty(b, groups, n, d)
-        for (tile, channels), saved in zip(_tiles(x), walks, strict=True):
+        for (tile, channels), saved in zip(_tiles(x, n_chunks), walks, strict=True):
             part = x.cut(tile, channels)
             part_dy = None if dy is None else dy[:, tile, ..., channels]
             injected: dict[int, list[tuple[Any, Tensor]]] = {}

@@ -24,7 +24,8 @@ def log_decay64(x: ScanInputs) -> Tensor:
     if x.log_decay is not None:
         decay = x.log_decay.double()
     else:
-        assert x.dt is not None and x.A is not None
+        assert x.dt is not None
+        assert x.A is not None
         decay = x.dt.double()[..., None] * x.A.double()
     if x.reset is not None:
         decay = decay.masked_fill(x.reset[:, :, None, None], FORGET)
