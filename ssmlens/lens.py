@@ -236,7 +236,7 @@ class _Recorder:
         lowered = family.lower(call.arguments, self.lengths)
         rec = lowered.recurrence
         y, final = scan.run(rec.inputs)
-        y = y if rec.D is None else y + rec.skip
+        y = rec.add_skip(y)
         ours = family.replace(call.arguments, lowered, y, final)
         if self.how == "model":
             result = call.run()

@@ -172,8 +172,14 @@ class Recurrence:
 
     def run(self, *, impl: str = "auto") -> Float[Tensor, "b t h p"]:
         """Outputs y with the skip, (b, t, h, p); differentiable."""
-        y, _ = scan.run(self.inputs, impl=impl)
-        return y if self.D is None else y + self.skip
+        return self.add_skip(scan.run(self.inputs, impl=impl)[0])
+
+    def add_skip(self, y: Float[Tensor, "b t h p"]) -> Float[Tensor, "b t h p"]:
+        """y (b, t, h, p) of the state alone, with the skip added."""
+        if self.D is None:
+            return y
+        D = self.D.to(y.dtype)
+        return torch.addcmul(y, self.value.to(y.dtype), D[:, None] if D.ndim == 1 else D)
 
     def states(self, at: Sequence[int] | None = None, *, impl: str = "auto") -> Float[Tensor, "b k h p n"]:
         """The state after the steps ``at`` (negative counts from the end), (b, len(at), h, p, n); differentiable.
