@@ -1,0 +1,38 @@
+"""Sentences that the memory numbers rest on, and the closed forms that the tests hold them to."""
+
+from __future__ import annotations
+
+from ssmlens.analyses._layers import Layers
+
+__all__ = [
+    "CONSTANT_DECAY",
+    "FROZEN",
+    "GEOMETRIC_KERNEL",
+    "KNOWN_ONSET",
+    "KNOWN_SATURATION",
+    "POWER",
+    "READING",
+    "STATIONARY",
+    "TRUNCATED",
+    "assumes",
+]
+
+FROZEN = "The decays are those of this text: they depend on it wherever the model is selective."
+TRUNCATED = "The text ends: a half-life that was not reached inside it counts as infinite."
+STATIONARY = "The decay outside the traced text has the same mean as inside it."
+DELTA_RULE = "The delta rule also erases what it overwrites; this describes the decay alone, so real memory is shorter."
+READING = (
+    "Reading is counted by the size of M[t, s], whatever its sign and whatever value stands at s.",
+    "What the convolution mixes into a position counts as that position.",
+)
+
+_TESTS = "tests/analyses"
+POWER = f"constant decay a: a^(t - s) ({_TESTS}/test_retention.py::test_constant_decay)"
+CONSTANT_DECAY = f"constant decay: ln 2 / -log_decay ({_TESTS}/test_half_life.py::test_constant_decay)"
+GEOMETRIC_KERNEL = f"kernel a^k: a / (1 - a) ({_TESTS}/test_mean_distance.py::test_geometric_kernel)"
+KNOWN_SATURATION = f"two decays at 2048 tokens ({_TESTS}/test_saturation.py::test_known_saturation)"
+KNOWN_ONSET = f"four decays at 2048 tokens ({_TESTS}/test_saturation.py::test_known_onset)"
+
+
+def assumes(layers: Layers, *sentences: str) -> tuple[str, ...]:
+    return (*sentences, DELTA_RULE) if layers.has_erase else sentences
