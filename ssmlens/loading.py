@@ -63,7 +63,7 @@ def load(
         _check_family(getattr(getattr(model, "config", None), "model_type", type(model).__name__), model)
         keep = next(model.parameters()).dtype
     else:
-        model, name, keep, found = _open(os.fspath(source))
+        model, name, keep, found = _open(os.fspath(source), wanted or torch.float32)
         tokenizer = tokenizer if tokenizer is not None else found
     _check_finite(model, name)
     target = keep if wanted == "auto" or (wanted is None and isinstance(source, nn.Module)) else wanted
@@ -83,7 +83,7 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
     return dtype
 
 
-def _open(source: str) -> tuple[nn.Module, str, torch.dtype, Any]:
+def _open(source: str, dtype: torch.dtype | str) -> tuple[nn.Module, str, torch.dtype, Any]:
     """Model, name, checkpoint dtype and tokenizer of anything that is not a model already."""
     if source in zoo.names():
         folder, name = Path(zoo.path(source)), source
@@ -92,7 +92,7 @@ def _open(source: str) -> tuple[nn.Module, str, torch.dtype, Any]:
     elif Path(source).exists():
         raise CheckpointError(f"{source} is a file: give the folder that holds config.json and the weights")
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
-        return _from_hub(source)
+        return _from_hub(source, dtype)
     else:
         raise CheckpointError(
             f"no model at {source!r}: it is neither a folder, nor a Hub id 'owner/name', nor a shipped model "
@@ -106,7 +106,7 @@ def _open(source: str) -> tuple[nn.Module, str, torch.dtype, Any]:
         model, keep = load_native(folder, config)
     else:
         _check_family(str(kind))
-        model, keep = _from_folder(folder, str(kind))
+        model, keep = _from_folder(folder, str(kind), dtype)
     return model, name, keep, _tokenizer(folder)
 
 
@@ -137,15 +137,18 @@ def _class(kind: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _from_folder(folder: Path, kind: str) -> tuple[nn.Module, torch.dtype]:
-    """A transformers folder, read strictly and without any network."""
+def _from_folder(folder: Path, kind: str, dtype: torch.dtype | str) -> tuple[nn.Module, torch.dtype]:
+    """A transformers folder, read strictly and without any network.
+
+    The dtype goes along: "auto" would first round the weights to what config.json states.
+    """
     from safetensors import SafetensorError
 
     cls = _class(kind)
     try:
         with quiet_transformers():
             model, info = cls.from_pretrained(
-                folder, dtype="auto", local_files_only=True, output_loading_info=True, trust_remote_code=False
+                folder, dtype=dtype, local_files_only=True, output_loading_info=True, trust_remote_code=False
             )
     except SafetensorError as error:
         raise CheckpointError(f"the weights in {folder} are damaged: {error}") from error
@@ -163,7 +166,7 @@ def _from_folder(folder: Path, kind: str) -> tuple[nn.Module, torch.dtype]:
     return model, next(model.parameters()).dtype
 
 
-def _from_hub(source: str) -> tuple[nn.Module, str, torch.dtype, Any]:
+def _from_hub(source: str, dtype: torch.dtype | str) -> tuple[nn.Module, str, torch.dtype, Any]:
     from huggingface_hub import snapshot_download
 
     try:
@@ -178,7 +181,7 @@ def _from_hub(source: str) -> tuple[nn.Module, str, torch.dtype, Any]:
             f"no model {source!r}: there is no such folder, and the Hub did not give it ({first}); "
             f"shipped models are {', '.join(zoo.names())}"
         ) from error
-    model, _, keep, tokenizer = _open(str(folder))
+    model, _, keep, tokenizer = _open(str(folder), dtype)
     return model, source, keep, tokenizer
 
 
