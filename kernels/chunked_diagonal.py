@@ -26,9 +26,9 @@ __all__ = ["scan"]
 
 # Elements of one (block, rows, groups, n, d) buffer: half a megabyte of float32 stays in a core's L2
 # cache; a GPU wants work for every multiprocessor and still finds 32 MB in its L2.
-_CPU_BLOCK, _GPU_BLOCK = 2**17, 2**23
+_CPU_BLOCK, _GPU_BLOCK = 2**17, 2**26
 # Elements advanced by one step. Below the CPU figure calls dominate; above it the block gets too short.
-_CPU_STEP, _GPU_STEP = 2**15, 2**19
+_CPU_STEP, _GPU_STEP = 2**15, 2**22
 _MIN_CHUNK = 16
 
 
@@ -128,8 +128,8 @@ def _chunk_count(x: ScanInputs) -> int:
     if not x.value.is_cuda:
         return 1
     per_step = x.batch * x.n_heads * x.d_state
-    wanted = -(-2 * _GPU_STEP // max(per_step, 1))
-    return 1 if per_step >= _GPU_STEP else max(1, min(wanted, x.length // _MIN_CHUNK))
+    wanted = -(-_GPU_STEP // max(per_step, 1))
+    return max(1, min(wanted, x.length // _MIN_CHUNK))
 
 
 def _step_and_rate(x: ScanInputs, layout: _Layout) -> tuple[Tensor, Tensor | None]:
