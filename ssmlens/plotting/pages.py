@@ -31,10 +31,11 @@ def attention_map(
     *,
     quantile: float = QUANTILE,
     most: int = 512,
+    dark: bool = False,
 ) -> go.Figure:
     """One implicit-attention map; hovering names both tokens and the value.
 
-    Arguments and errors as for `ssmlens.plotting.attention_map`.
+    Arguments and errors as for `ssmlens.plotting.attention_map`; ``dark`` takes the colours for a dark page.
     """
     caption = caption or Caption()
     values = causal(matrix)
@@ -47,7 +48,7 @@ def attention_map(
             z=pooled.matrix,
             zmin=-limits.value if caption.signed else 0.0,
             zmax=limits.value,
-            colorscale=_scale(palette.diverging() if caption.signed else palette.positive_half()),
+            colorscale=_scale(_colours(caption, dark)),
             customdata=np.broadcast_to(np.array(block, dtype=object)[None, :], pooled.matrix.shape),
             text=np.broadcast_to(np.array(block, dtype=object)[:, None], pooled.matrix.shape),
             hovertemplate="t: %{text}<br>s: %{customdata}<br>M[t, s] = %{z:.4g}<extra></extra>",
@@ -72,10 +73,11 @@ def token_row(
     *,
     reader: int | None = None,
     quantile: float = QUANTILE,
+    dark: bool = False,
 ) -> go.Figure:
     """What one token reads from each source, as bars coloured by sign and magnitude.
 
-    Arguments and errors as for `ssmlens.plotting.token_row`.
+    Arguments and errors as for `ssmlens.plotting.token_row`; ``dark`` takes the colours for a dark page.
     """
     caption = caption or Caption()
     row = as_array(values).reshape(-1)
@@ -89,7 +91,7 @@ def token_row(
                 "color": row,
                 "cmin": -limits.value if caption.signed else 0.0,
                 "cmax": limits.value,
-                "colorscale": _scale(palette.diverging() if caption.signed else palette.positive_half()),
+                "colorscale": _scale(_colours(caption, dark)),
                 "line": {"width": 0.5, "color": palette.MUTED},
             },
             customdata=_blocks(names, 1),
@@ -194,6 +196,10 @@ def save(figure: go.Figure, path: str | Path) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def _colours(caption: Caption, dark: bool) -> list[str]:
+    return palette.diverging(dark=dark) if caption.signed else palette.positive_half(dark=dark)
 
 
 def _scale(colours: Sequence[str]) -> list[list[float | str]]:
