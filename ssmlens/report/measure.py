@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,17 @@ if TYPE_CHECKING:
     from ssmlens.recurrence import Recurrence
     from ssmlens.trace import MixerTrace, Trace
 
-__all__ = ["ALL", "REDUCTIONS", "LayerNumbers", "Numbers", "Prediction", "combine", "measure", "state_norms"]
+__all__ = [
+    "ALL",
+    "REDUCTIONS",
+    "LayerNumbers",
+    "Numbers",
+    "Prediction",
+    "combine",
+    "measure",
+    "predictions",
+    "state_norms",
+]
 
 Array = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
@@ -40,7 +51,8 @@ class LayerNumbers:
         n_heads, head_dim, d_state: sizes of its state.
         error: reconstruction error.
         maps: reduction -> (t, s) implicit attention reduced over heads.
-        half_life: (h,) half-life of each head in tokens; inf without decay.
+        half_life: (h,) half-life in tokens of the slowest state of each head; inf without decay.
+        median_half_life: median over all heads and states.
         mean_distance: (h,) mean distance of what the last token reads, in tokens; NaN where it reads nothing.
         norms: (t,) Euclidean norm of the whole state after each token.
     """
@@ -53,6 +65,7 @@ class LayerNumbers:
     error: float
     maps: dict[str, Array]
     half_life: Array
+    median_half_life: float
     mean_distance: Array
     norms: Array
 
@@ -78,7 +91,6 @@ class Numbers:
         predictions: likeliest next tokens.
         tolerance: what reconstruction errors are judged by.
         settings: the trace's settings.
-        half_life_settings: how half-lives were computed.
     """
 
     tokens: list[str]
@@ -88,7 +100,6 @@ class Numbers:
     predictions: tuple[Prediction, ...]
     tolerance: float
     settings: dict[str, Any]
-    half_life_settings: dict[str, Any]
 
     @property
     def worst_error(self) -> float:
@@ -136,10 +147,9 @@ def measure(
         layers=tuple(layers),
         n_layers=len(trace.layers),
         combined={how: combine([layer.maps[how] for layer in layers]) for how in REDUCTIONS},
-        predictions=_predictions(trace, row, decode),
+        predictions=predictions(trace, row, decode),
         tolerance=trace.tolerance,
         settings=dict(trace.settings),
-        half_life_settings={},
     )
     tell("done", total, total)
     return numbers
@@ -181,6 +191,7 @@ def _layer(mixer: MixerTrace, row: int, length: int) -> LayerNumbers:
 
     rec = mixer.recurrence[row : row + 1, :length]
     maps = {how: _numpy(rec.attention.reduce(how)[0]) for how in REDUCTIONS}
+    lives = _numpy(memory.half_life(rec).value)[0].reshape(rec.n_heads, -1)  # (h, n), (h, 1) where states share it
     return LayerNumbers(
         layer=mixer.layer,
         family=mixer.family,
@@ -189,25 +200,26 @@ def _layer(mixer: MixerTrace, row: int, length: int) -> LayerNumbers:
         d_state=rec.d_state,
         error=mixer.reconstruction_error,
         maps=maps,
-        half_life=_per_head(memory.half_life(rec)),
+        half_life=lives.max(axis=1),
+        median_half_life=float(np.quantile(lives, 0.5, method="lower")),
         mean_distance=_numpy(rec.attention.distance(rows=[length - 1])[0, :, 0]),
         norms=state_norms(rec)[0],
     )
 
 
-def _predictions(
-    trace: Trace, row: int, decode: Callable[[Sequence[int]], str] | None
+def predictions(
+    trace: Trace, row: int = 0, decode: Callable[[Sequence[int]], str] | None = None, most: int = _TOP
 ) -> tuple[Prediction, ...]:
+    """The likeliest tokens after the last one of a row, likeliest first."""
     last = trace.logits[row, int(trace.lengths[row]) - 1].double().softmax(dim=-1)
-    best = last.topk(min(_TOP, last.numel()))
+    best = last.topk(min(most, last.numel()))
     found = []
     for probability, token in zip(best.values.tolist(), best.indices.tolist()):
         text = f"<{token}>"
         if decode is not None:
-            try:
+            # Padding rows of the vocabulary have no text.
+            with contextlib.suppress(OverflowError, IndexError, TypeError, ValueError):
                 text = str(decode([token]))
-            except (OverflowError, IndexError, TypeError, ValueError):
-                pass  # padding rows of the vocabulary have no text
         found.append(Prediction(token, text, probability))
     return tuple(found)
 

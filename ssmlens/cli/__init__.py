@@ -1,0 +1,64 @@
+"""The command line. ``main`` runs one command and returns its exit code.
+
+0 success, 1 a check that failed (``verify``), 2 input that cannot be used: then standard error holds exactly one
+sentence. Everything heavy is imported inside the commands, so that ``--help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from ssmlens.cli import analyse, pages, run
+from ssmlens.errors import SsmlensError
+
+__all__ = ["app", "main"]
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="ssmlens",
+    help="See what a state space model remembers: hidden states, implicit attention and memory, with the "
+    "reconstruction error beside every number.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (run.trace, analyse.attend, analyse.memory, run.verify, pages.report, pages.models, pages.app):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; ``arguments`` are those of the process by default."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        code = app(args=None if arguments is None else list(arguments), prog_name="ssmlens", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SsmlensError as error:
+        return _refuse(str(error))
+    except BrokenPipeError:
+        # The reader of our output has left, as `head` does; Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _refuse(f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        # Usage errors; typer brings its own copy of click, so they are known by what they can do.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            message = error.format_message()
+            return _refuse(message) if message else BAD_INPUT
+        raise
+
+
+def _refuse(message: str) -> int:
+    sentence = " ".join(message.split()).rstrip(".")
+    print(f"error: {sentence}", file=sys.stderr)
+    return BAD_INPUT
