@@ -141,11 +141,11 @@ def synthetic_text(directory: str | Path, sentences: int = 12) -> Path:
     where = ("the window", "the harbour", "the house", "the garden", "the sea", "the road")
 
     def prose(seed: int) -> str:
-        lines = (
+        lines = [
             f"{who[(seed + i) % 6]} {does[(seed * 5 + i * i) % 6]} {where[(seed * 7 + 3 * i) % 6]}."
             for i in range(sentences)
-        )
-        return " ".join(lines)
+        ]
+        return "\n\n".join(" ".join(lines[i : i + 3]) for i in range(0, sentences, 3))
 
     play = "\n\nby William Shakespeare\n\n"
     narrative = [

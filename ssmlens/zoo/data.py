@@ -137,9 +137,7 @@ class Pack:
         return cls(parts, held, (source / "tokenizer.json").read_text(encoding="utf-8"), meta)
 
 
-def build(
-    text: str | Path, vocabulary: int = VOCABULARY, key_value_tokens: int = KEY_VALUE_TOKENS
-) -> Pack:
+def build(text: str | Path, vocabulary: int = VOCABULARY, key_value_tokens: int = KEY_VALUE_TOKENS) -> Pack:
     """Read, split, tokenize and pack a text; the same text gives the same pack.
 
     Args:
@@ -164,14 +162,11 @@ def build(
         "bytes": {name: sum(len(d.encode()) for d in documents) for name, documents in parts.items()},
         "documents": {name: len(documents) for name, documents in parts.items()},
         "sha256": {
-            name: hashlib.sha256("\n\n\n".join(documents).encode()).hexdigest()
-            for name, documents in parts.items()
+            name: hashlib.sha256("\n\n\n".join(documents).encode()).hexdigest() for name, documents in parts.items()
         },
         "key_value_seed": KEY_VALUE_SEED,
         "key_value_texts": texts,
-        "held_out": [
-            {"group": h.group, "title": h.title, "tokens": len(h.ids), "bytes": h.n_bytes} for h in held_out
-        ],
+        "held_out": [{"group": h.group, "title": h.title, "tokens": len(h.ids), "bytes": h.n_bytes} for h in held_out],
     }
     return Pack(packed, held_out, tokenizer.to_str(), meta)
 

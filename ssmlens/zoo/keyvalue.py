@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 __all__ = ["Answer", "KeyValueText", "generate", "sentences"]
 
+# ruff: noqa: SIM905 -- word lists read better as text
+
 ADJECTIVES = (
     "red blue green white black brown grey golden silver old new small large round square narrow broken "
     "heavy quiet distant northern southern eastern western first second third last upper lower"

@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass
-
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +33,15 @@ def discounts(counts: NDArray[np.int64]) -> tuple[float, float, float]:
         counts: one count for each distinct n-gram.
 
     Returns:
-        D1, D2, D3 as Chen & Goodman's equation 17, each clipped to [0, its count]; 0.5, 1 and 1.5 where a
-        count of counts is missing (tiny texts).
+        D1, D2, D3 as Chen & Goodman's equation 17; 0.5, 1 and 1.5 where a count of counts is missing or an
+        estimate falls outside of 0 to its count (tiny texts).
     """
     n1, n2, n3, n4 = (int((counts == i).sum()) for i in (1, 2, 3, 4))
     if not (n1 and n2 and n3 and n4):
         return 0.5, 1.0, 1.5
     y = n1 / (n1 + 2 * n2)
     raw = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-    d1, d2, d3 = (min(max(d, 0.0), float(i + 1)) for i, d in enumerate(raw))
-    return d1, d2, d3
+    return raw if all(0 < d < i for i, d in enumerate(raw, 1)) else (0.5, 1.0, 1.5)
 
 
 def _pack(tokens: NDArray[np.integer], order: int, bits: int) -> Keys:

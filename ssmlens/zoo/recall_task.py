@@ -37,13 +37,12 @@ GAP_EXPONENT = 0.01
 
 def tokenizer() -> Tokenizer:
     """The word tokenizer of the task, as text: ``a``..``z``, ``0``..``25``, ``.`` and the end of a text."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     words = ["<|endoftext|>", ".", *string.ascii_lowercase[:N_KEYS], *(str(i) for i in range(N_KEYS))]
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="."))
     made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made.decoder = decoders.Fuse()
     made.add_special_tokens(["<|endoftext|>"])
     return made
 

@@ -21,7 +21,8 @@ BLOCK = 32
 
 @triton.jit
 def _forward(
-    x_ptr, dt_ptr, a_ptr, b_ptr, c_ptr, y_ptr, s_ptr, length, heads, N: tl.constexpr, H: tl.constexpr, KEEP: tl.constexpr
+    x_ptr, dt_ptr, a_ptr, b_ptr, c_ptr, y_ptr, s_ptr,
+    length, heads, N: tl.constexpr, H: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     h = tl.program_id(0) * H + tl.arange(0, H)
     n = tl.arange(0, N)
