@@ -1,0 +1,102 @@
+"""What the pages keep between reruns: models, traces and the numbers drawn from them; by content, and bounded.
+
+A cache key names all that a result depends on: folder, file stamps and dtype for a model; the model's fingerprint and
+the token ids for a trace; layer and reduction for a map. Arguments with a leading underscore are no part of a key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import streamlit as st
+import torch
+from numpy.typing import NDArray
+
+import ssmlens
+from ssmlens.analyses import memory
+from ssmlens.apps.sources import Source
+from ssmlens.errors import PromptError
+from ssmlens.prompt import prepare
+from ssmlens.report.measure import state_norms as norms_of
+
+__all__ = ["DTYPES", "Key", "Reading", "attention_map", "half_lives", "lens", "read", "state_norms"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+MAX_LENSES = 2
+MAX_TRACES = 4
+MAX_MAPS = 64
+MAX_SUMMARIES = 16
+
+Key = tuple[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One traced text.
+
+    Args:
+        key: model fingerprint and token ids; whatever is computed from this reading is kept under it.
+        trace: the ``ssmlens.Trace``.
+    """
+
+    key: Key
+    trace: ssmlens.Trace
+
+    @property
+    def tokens(self) -> list[str]:
+        """The text of each token."""
+        return self.trace.tokens[0]
+
+
+def read(source: Source, dtype: str, text: str, max_tokens: int) -> Reading:
+    """Trace a text, or find the trace of the same token ids.
+
+    Raises:
+        PromptError: when the text is empty or longer than ``max_tokens`` tokens.
+        SsmlensError: when the model cannot be opened.
+    """
+    if not text.strip():
+        raise PromptError("the text is empty: type at least one word")
+    model = lens(str(source.path), dtype, source.stamp)
+    ids = prepare(text, model.tokenizer, model.vocab_size).ids
+    if ids.shape[1] > max_tokens:
+        raise PromptError(
+            f"the text has {ids.shape[1]} tokens and this page traces at most {max_tokens}: shorten it, "
+            "or start the app with a larger --max-tokens"
+        )
+    key = (f"{model.fingerprint} {source.stamp}", tuple(ids[0].tolist()))
+    return Reading(key, _trace(key, model))
+
+
+@st.cache_resource(max_entries=MAX_LENSES, show_spinner=False)
+def lens(path: str, dtype: str, stamp: str) -> ssmlens.Lens:
+    """The model in that folder. The stamp makes a changed folder another model."""
+    return ssmlens.load(path, dtype=DTYPES[dtype])
+
+
+@st.cache_resource(max_entries=MAX_TRACES, show_spinner=False)
+def _trace(key: Key, _model: ssmlens.Lens) -> ssmlens.Trace:
+    return _model.trace(list(key[1]))
+
+
+@st.cache_data(max_entries=MAX_MAPS, show_spinner=False)
+def attention_map(key: Key, layer: int, view: str, head: int, _trace: ssmlens.Trace) -> NDArray[np.float32]:
+    """The map of one layer, (t, s): of one head for the view "head", else that reduction over heads."""
+    attention = _trace[layer].recurrence.attention
+    chosen = attention.dense(heads=[head])[0, 0] if view == "head" else attention.reduce(view)[0]
+    return chosen.float().numpy()
+
+
+@st.cache_data(max_entries=MAX_SUMMARIES, show_spinner=False)
+def half_lives(key: Key, _trace: ssmlens.Trace) -> dict[int, NDArray[np.float64]]:
+    """Layer to the half-life of each head in tokens, (h,): of its slowest state where the states differ."""
+    results = {mixer.layer: memory.half_life(mixer) for mixer in _trace}
+    return {k: r.table().groupby("head")[r.name].max().to_numpy() for k, r in results.items()}
+
+
+@st.cache_data(max_entries=MAX_SUMMARIES, show_spinner=False)
+def state_norms(key: Key, _trace: ssmlens.Trace) -> dict[int, NDArray[np.float64]]:
+    """Layer to the Euclidean norm of its whole state after each token, (t,)."""
+    return {mixer.layer: norms_of(mixer.recurrence)[0] for mixer in _trace}

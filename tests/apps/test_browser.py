@@ -1,0 +1,102 @@
+"""The page in a real browser: what a person sees, clicks and links to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+WAIT_MS = 60_000
+TEXT = "the cat sat on the mat"
+
+
+@pytest.fixture
+def view(browser: Any, page_url: str) -> Iterator[Any]:
+    """A fresh window; the test fails when the page asks for anything but its own server."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert not errors
+    assert [url for url in asked if not re.match(r"(http|ws)://127\.0\.0\.1[:/]|data:|blob:", url)] == []
+
+
+def address(page_url: str, **query: str) -> str:
+    return f"{page_url}/?{urlencode({'model': 'local folder', 'folder': 'two', 'text': TEXT, **query})}"
+
+
+def drawn(page: Any, words: str) -> Any:
+    """The map once it shows what the words say."""
+    return page.locator(f"canvas[data-drawn*='{words}']")
+
+
+def test_map_badge_layer_click_and_link(view: Any, page_url: str) -> None:
+    from playwright.sync_api import expect
+
+    view.goto(address(page_url))
+    expect(drawn(view, "layer 0")).to_be_visible(timeout=WAIT_MS)
+    expect(view.get_by_text(re.compile(r"Reconstruction error \d\.\de-\d\d, within tolerance 1e-05"))).to_be_visible()
+    expect(view.get_by_text("Layer 0, mean magnitude over heads")).to_be_visible()
+
+    view.get_by_role("combobox", name="Layer").click()
+    view.get_by_role("option", name="2", exact=True).click()
+    expect(view.get_by_text("Layer 2, mean magnitude over heads")).to_be_visible(timeout=WAIT_MS)
+    expect(drawn(view, "layer 2")).to_be_visible(timeout=WAIT_MS)
+
+    canvas = view.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    side = canvas.bounding_box()
+    row = 4.5 * (side["height"] / (len(TEXT) + 3))
+    canvas.hover(position={"x": side["width"] * 0.2, "y": row})
+    expect(view.locator("output")).to_contain_text("reads token")
+    canvas.click(position={"x": side["width"] * 0.2, "y": row})
+    expect(view.get_by_text(re.compile(r"What token \d+ .* reads"))).to_be_visible(timeout=WAIT_MS)
+    expect(view).to_have_url(re.compile("target="), timeout=WAIT_MS)
+
+    link = view.url
+    view.goto("about:blank")
+    view.goto(link)
+    expect(drawn(view, "layer 2")).to_be_visible(timeout=WAIT_MS)
+    expect(view.get_by_text(re.compile(r"What token \d+ .* reads"))).to_be_visible()
+    expect(view.get_by_role("textbox", name="Text")).to_have_value(TEXT)
+
+
+def test_an_error_keeps_what_was_typed(view: Any, page_url: str) -> None:
+    from playwright.sync_api import expect
+
+    typed = "x" * 600
+    view.goto(address(page_url))
+    expect(drawn(view, "layer 0")).to_be_visible(timeout=WAIT_MS)
+    box = view.get_by_role("textbox", name="Text")
+    box.fill(typed)
+    box.press("Control+Enter")
+    expect(view.get_by_text("The text has 600 tokens and this page traces at most 512")).to_be_visible(timeout=WAIT_MS)
+    expect(box).to_have_value(typed)
+    box.fill("short again")
+    box.press("Control+Enter")
+    expect(drawn(view, "layer 0")).to_be_visible(timeout=WAIT_MS)
+
+
+def test_keyboard_reads_the_map(view: Any, page_url: str) -> None:
+    from playwright.sync_api import expect
+
+    view.goto(address(page_url))
+    expect(drawn(view, "layer 0")).to_be_visible(timeout=WAIT_MS)
+    canvas = view.locator("canvas").first
+    canvas.focus()
+    for key in ("ArrowUp", "ArrowUp", "ArrowLeft"):
+        canvas.press(key)
+    last = len(TEXT) - 1
+    expect(view.locator("output")).to_contain_text(f"Token {last - 2} ")
+    expect(view.locator("output")).to_contain_text(f"reads token {last - 3} ")
+    canvas.press("Enter")
+    expect(view.get_by_text(f"What token {last - 2} ")).to_be_visible(timeout=WAIT_MS)

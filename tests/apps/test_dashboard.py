@@ -1,0 +1,201 @@
+"""The page in Streamlit's test runner: what it draws, what it recomputes, and how it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ssmlens
+from ssmlens import zoo
+
+TEXT = "the cat sat on the mat"
+LOCAL = {"model": "local folder", "text": TEXT}
+
+
+def words(app: Any) -> str:
+    """All running text of the page."""
+    return "\n".join(str(x.value) for kind in (app.markdown, app.caption, app.subheader) for x in kind)
+
+
+def messages(app: Any) -> list[str]:
+    """What the page complains about; an uncaught exception fails the test."""
+    assert not app.exception, app.exception
+    return [error.value for error in app.error]
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of the prompts that models were really run on."""
+    calls: list[int] = []
+    original = ssmlens.Lens.trace
+
+    def counting(self: Any, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(prompt))
+        return original(self, prompt, *args, **kwargs)
+
+    monkeypatch.setattr(ssmlens.Lens, "trace", counting)
+    return calls
+
+
+@pytest.mark.parametrize("folder", ["one", "two"])
+def test_page_shows_every_panel(page: Callable[..., Any], folder: str) -> None:
+    app = page(folder=folder, **LOCAL).run()
+    assert messages(app) == []
+    shown = words(app)
+    assert "Layer 0, mean magnitude over heads" in shown
+    assert "Reconstruction error" in shown
+    assert "within tolerance 1e-05" in shown
+    assert f"{len(TEXT)} tokens" in shown
+    assert [x.value for x in app.subheader] == ["Implicit attention", "Half-lives", "State norms"]
+    assert shown.count("**What it means.**") == shown.count("**What it does not.**") == 4
+
+
+def test_layer_head_and_target_redraw_without_tracing_again(page: Callable[..., Any], traced: list[int]) -> None:
+    app = page(folder="two", **LOCAL).run()
+    assert traced == [len(TEXT)]
+    app.selectbox(key="layer").select(2).run()
+    assert "Layer 2, mean magnitude over heads" in words(app)
+    app.button_group(key="view").set_value("head").run()
+    app.number_input(key="head").set_value(5).run()
+    assert "Layer 2, head 5" in words(app)
+    app.selectbox(key="target").select(3).run()
+    assert "What token 3 " in words(app)
+    assert messages(app) == []
+    assert traced == [len(TEXT)]
+
+
+def test_another_text_is_traced_once_and_remembered(page: Callable[..., Any], traced: list[int]) -> None:
+    app = page(folder="two", **LOCAL).run()
+    app.text_area(key="text").set_value("another text").run()
+    app.text_area(key="text").set_value(TEXT).run()
+    assert messages(app) == []
+    assert traced == [len(TEXT), len("another text")]
+
+
+def test_view_restores_from_its_address(page: Callable[..., Any]) -> None:
+    app = page(folder="two", layer="1", view="head", head="3", dtype="float64", **LOCAL).run()
+    assert messages(app) == []
+    assert "Layer 1, head 3" in words(app)
+    assert "within tolerance 1e-10" in words(app)
+    assert app.text_area(key="text").value == TEXT
+
+
+def test_choices_that_a_model_lacks_fall_back(page: Callable[..., Any]) -> None:
+    app = page(folder="one", view="head", head="60", target="21 “t”", **LOCAL).run()
+    assert "Layer 0, head 60" in words(app)
+    app.selectbox(key="folder").select("two").run()
+    app.text_area(key="text").set_value("short").run()
+    assert messages(app) == []
+    assert "Layer 0, head 0" in words(app)
+    assert "What token 4 " in words(app)
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_empty_text_is_a_message(page: Callable[..., Any], text: str) -> None:
+    app = page(folder="two", **LOCAL).run()
+    app.text_area(key="text").set_value(text).run()
+    assert messages(app) == ["The text is empty: type at least one word."]
+
+
+def test_text_beyond_the_limit_is_a_message_and_stays(
+    page: Callable[..., Any], models: Path, traced: list[int]
+) -> None:
+    app = page("--models", str(models), "--max-tokens", "10", folder="two", **LOCAL).run()
+    (message,) = messages(app)
+    assert message.startswith(f"The text has {len(TEXT)} tokens and this page traces at most 10")
+    assert app.text_area(key="text").value == TEXT
+    assert traced == []
+
+
+def test_an_error_does_not_lose_the_view(page: Callable[..., Any]) -> None:
+    app = page(folder="two", layer="2", **LOCAL).run()
+    app.text_area(key="text").set_value("").run()
+    app.text_area(key="text").set_value(TEXT).run()
+    assert "Layer 2, " in words(app)
+
+
+def test_folders_outside_the_roots_are_refused(
+    page: Callable[..., Any], models: Path, tmp_path: Path, traced: list[int]
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (models / "link").symlink_to(outside, target_is_directory=True)
+    try:
+        for name in (str(outside), "../outside", str(models.parent), "two/../../..", "link", "/etc", "~"):
+            app = page(folder=name, **LOCAL).run()
+            (message,) = messages(app)
+            assert "below" in message, name
+            assert app.text_area(key="text").value == TEXT
+    finally:
+        (models / "link").unlink()
+    assert traced == []
+
+
+def test_files_that_link_outside_are_refused(page: Callable[..., Any], models: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "model").mkdir(parents=True)
+    (root / "model" / "config.json").symlink_to(models / "two" / "config.json")
+    app = page("--models", str(root), folder="model", **LOCAL).run()
+    (message,) = messages(app)
+    assert "link that leads outside" in message
+
+
+def test_missing_and_damaged_folders_are_messages(page: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    for name, words_of_it in {"nowhere": "no folder", "bare": "config.json", "broken": "JSON"}.items():
+        app = page("--models", str(tmp_path), folder=name, **LOCAL).run()
+        (message,) = messages(app)
+        assert words_of_it in message
+
+
+def test_without_roots_local_folders_are_closed(page: Callable[..., Any], models: Path) -> None:
+    app = page("--max-tokens", "100", folder=str(models / "two"), **LOCAL).run()
+    (message,) = messages(app)
+    assert "--models" in message
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--models", "no/such/folder"), ("--model", "x", "y"), ("--max-tokens", "0"), ("--max-tokens", "x")]
+)
+def test_wrong_start_arguments_are_messages(page: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+    app = page(*arguments).run()
+    assert len(messages(app)) == 1
+
+
+def test_a_crash_is_a_message_and_the_page_recovers(page: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    app = page(folder="two", **LOCAL)
+    with monkeypatch.context() as broken:
+
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("out of luck")
+
+        broken.setattr(ssmlens.Lens, "trace", fail)
+        app.run()
+        assert messages(app) == ["Reading failed with RuntimeError: out of luck"]
+    app.run()
+    assert messages(app) == []
+    assert "Layer 0, " in words(app)
+
+
+def test_a_changed_folder_is_another_model(page: Callable[..., Any], tmp_path: Path, traced: list[int]) -> None:
+    from tiny import save_tiny, tiny_mamba2
+
+    save_tiny(tmp_path / "m")
+    app = page("--models", str(tmp_path), folder="m", **LOCAL).run()
+    save_tiny(tmp_path / "m", tiny_mamba2(seed=1))
+    app.run()
+    assert messages(app) == []
+    assert traced == [len(TEXT), len(TEXT)]
+
+
+def test_every_shipped_model_opens_on_its_passage(page: Callable[..., Any]) -> None:
+    for name in zoo.names():
+        app = page(model=name).run()
+        assert messages(app) == []
+        assert "within tolerance" in words(app)
+        assert app.text_area(key="text").value
