@@ -148,7 +148,7 @@ def half_life_map(
     if low == high:
         low, high = low / 2, high * 2
     colours = ListedColormap(palette.ramp(palette.SEQUENTIAL, 256), name="ssmlens half-life").with_extremes(
-        bad=palette.MISSING, under=palette.SEQUENTIAL[0], over=palette.SEQUENTIAL[-1]
+        bad=palette.MISSING, under=palette.SEQUENTIAL[0], over=palette.NEVER
     )
     figure, axes = _figure(8.4, 1.9 + float(np.clip(0.3 * len(layers), 0.6, 8)))
     drawn = np.where(np.isposinf(grid), 2 * high, grid)  # beyond the scale: drawn in the colour of "never"

@@ -62,7 +62,7 @@ def attention_map(
         **axis, title="t: reading token", autorange="reversed", scaleanchor="x", constrain="domain"
     )
     # Cells without a value show the ground: neutral, so that nobody reads it as a small negative.
-    figure.update_layout(plot_bgcolor=palette.MISSING)
+    figure.update_layout(plot_bgcolor=palette.MISSING_DARK if dark else palette.MISSING)
     return _finish(figure, caption.title("Implicit attention"), caption.note(limits.rule, pooled.rule), 640)
 
 

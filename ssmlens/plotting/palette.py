@@ -16,6 +16,7 @@ __all__ = [
     "INK",
     "LAYER_STOPS",
     "MISSING",
+    "MISSING_DARK",
     "MUTED",
     "NEVER",
     "SEQUENTIAL",
@@ -57,6 +58,9 @@ NEVER = "#e0559a"
 
 MISSING = "#ededed"
 """Cells without a value: later than the reader, or undefined."""
+
+MISSING_DARK = "#26282c"
+"""The same on a dark page."""
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

@@ -34,15 +34,12 @@
   const unit = () => (state.layer === "all" ? " relative" : "");
 
   // Colours.
-  const ramp = () => {
-    const theme = darkQuery.matches && !state.print ? data.ramps.dark : data.ramps.light;
-    return signed() ? theme.signed : theme.magnitude;
-  };
+  const theme = () => (darkQuery.matches && !state.print ? data.ramps.dark : data.ramps.light);
+  const ramp = () => (signed() ? theme().signed : theme().magnitude);
   const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
-  const blank = () => rgb(state.print || !darkQuery.matches ? "#ededed" : "#26282c");
   const paint = (canvas, key, how) => {
     const packed = packedMap(key, how), map = numbers(packed);
-    const colours = ramp().map(rgb), last = colours.length - 1, empty = blank();
+    const colours = ramp().map(rgb), last = colours.length - 1, empty = rgb(theme().missing);
     canvas.width = canvas.height = cells;
     const image = new ImageData(cells, cells);
     for (let i = 0, k = 0; i < cells; i++)

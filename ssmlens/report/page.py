@@ -81,6 +81,7 @@ def _data(numbers: Numbers, factor: int) -> dict[str, Any]:
             theme: {
                 "signed": palette.diverging(129, dark=theme == "dark"),
                 "magnitude": palette.positive_half(129, dark=theme == "dark"),
+                "missing": palette.MISSING_DARK if theme == "dark" else palette.MISSING,
             }
             for theme in ("light", "dark")
         },
