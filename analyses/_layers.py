@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from ssmlens.analyses._result import Result
 from torch import Tensor
 
+from ssmlens.analyses._result import Result
 from ssmlens.errors import ReconstructionError
 from ssmlens.recurrence import Recurrence
 from ssmlens.trace import TOLERANCE, MixerTrace, Trace

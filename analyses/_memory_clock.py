@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from ssmlens.analyses._layers import head_blocks
 from torch import Tensor
 
+from ssmlens.analyses._layers import head_blocks
 from ssmlens.recurrence import Recurrence
 
 __all__ = [
@@ -54,7 +54,8 @@ class Clock:
         """The clock of some heads. Padding does not move it; an initial state is older than its first tick."""
         inputs, real = rec.inputs, rec.real[:, :, None]
         if inputs.A is not None and inputs.dt is not None and inputs.reset is None:
-            rate = -inputs.A[heads].double()
+            # abs, not minus: a rate of -0.0 would put the half-life at minus infinity.
+            rate = inputs.A[heads].double().abs()
             # A step that makes even the slowest decaying state forget need not count for more.
             slowest = rate.masked_fill(rate == 0, torch.inf).amin(1)
             dt = inputs.dt[:, :, heads].double().where(real, 0.0)
@@ -208,7 +209,7 @@ def _nats(rec: Recurrence, heads: slice) -> Tensor:
         return -inputs.log_decay[:, :, heads].double()
     assert inputs.A is not None
     assert inputs.dt is not None
-    return inputs.dt[:, :, heads, None].double() * -inputs.A[heads].double()
+    return inputs.dt[:, :, heads, None].double() * inputs.A[heads].double().abs()
 
 
 def _blocks(rec: Recurrence, compute: Callable[[slice], Tensor], per_head: int | None = None) -> Tensor:

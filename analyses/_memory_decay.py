@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+
 from ssmlens.analyses import _memory_clock as clock
 from ssmlens.analyses._layers import Layers, Source, collect, positions, shares
 from ssmlens.analyses._memory_assumes import CONSTANT_DECAY, FROZEN, POWER, TRUNCATED, assumes

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from ssmlens.analyses import _memory_rows as distances
 from ssmlens.analyses._layers import Layers, Source, collect, positions, shares
 from ssmlens.analyses._memory_assumes import GEOMETRIC_KERNEL, READING
 from ssmlens.analyses._result import Result
-from torch import Tensor
 
 __all__ = ["mean_distance"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from ssmlens.analyses._layers import BLOCK_ENTRIES
 from torch import Tensor
 
+from ssmlens.analyses._layers import BLOCK_ENTRIES
 from ssmlens.recurrence import Recurrence
 
-__all__ = ["REDUCTIONS", "last_rows", "reduce_heads", "row_distances", "uniform_distances"]
+__all__ = ["REDUCTIONS", "distance_statistics", "last_rows", "reduce_heads", "row_distances", "uniform_distances"]
 
 REDUCTIONS = ("none", "mean", "median", "pooled")
 """How the heads of a layer are summarised; see `ssmlens.analyses.memory.mean_distance`."""
@@ -49,7 +49,7 @@ def row_distances(rec: Recurrence, rows: Tensor, quantile: float | None, pooled:
             _place(out["value"], rows, t, found[:, :, i])
         return out
     for t, some, mass in _rows_of_mass(rec, wanted, pooled):
-        for name, x in zip(names, _statistics(mass, quantile)):
+        for name, x in zip(names, distance_statistics(mass, quantile)):
             _place(out[name][..., some], rows, t, x)
     return out
 
@@ -101,7 +101,7 @@ def _by_distance(row: Tensor, t: int) -> Tensor:
     return row[..., : t + 1].abs().to("cpu", torch.float64).flip(-1)
 
 
-def _statistics(mass: Tensor, quantile: float | None) -> tuple[Tensor, ...]:
+def distance_statistics(mass: Tensor, quantile: float | None) -> tuple[Tensor, ...]:
     """Mean, and with a quantile spread and quantile, of the distance under ``mass`` (b, h, t + 1)."""
     distance = torch.arange(mass.shape[-1], dtype=mass.dtype)
     cumulative = mass.cumsum(-1)

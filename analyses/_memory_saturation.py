@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+
 from ssmlens.analyses import _memory_clock as clock
 from ssmlens.analyses._layers import Source, collect
 from ssmlens.analyses._memory_assumes import FROZEN, KNOWN_ONSET, KNOWN_SATURATION, STATIONARY, assumes

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ssmlens.analyses import _result_io as io
 from torch import Tensor
+
+from ssmlens.analyses import _result_io as io
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,9 +74,9 @@ class Result:
         for kind, taken in extra.items():
             for name, x in getattr(self, kind).items():
                 taken[name] = torch.as_tensor(x).detach().to("cpu", torch.float64)
-                if torch.broadcast_shapes(taken[name].shape, value.shape) != value.shape:
+                if not io.broadcasts(taken[name].shape, value.shape):
                     raise ValueError(
-                        f"{name} is {tuple(taken[name].shape)}, which is not like value {tuple(value.shape)}"
+                        f"{name} is {tuple(taken[name].shape)}, which does not broadcast to value {tuple(value.shape)}"
                     )
         frozen = dict(value=value, dims=tuple(self.dims), coords=given, settings=io.plain(dict(self.settings)), **extra)
         for name, x in frozen.items():

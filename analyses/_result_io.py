@@ -22,6 +22,11 @@ KEY = "ssmlens.result"
 """Where a safetensors file holds what is not a tensor."""
 
 
+def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether a tensor of one shape fills one of another without enlarging it."""
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(to)))
+
+
 def plain(x: Any) -> Any:
     """``x`` with tensors, dtypes, paths and tuples turned into what JSON knows."""
     if isinstance(x, Mapping):

@@ -9,6 +9,7 @@ decay), and ``token``, ``row`` or ``quantile``. What each number does not say is
 from __future__ import annotations
 
 import torch
+
 from ssmlens.analyses import _memory_clock as clock
 from ssmlens.analyses._layers import Source, collect
 from ssmlens.analyses._memory_assumes import (
