@@ -7,8 +7,10 @@ ACL 2025, with the dt factor of the source included). It is signed and unnormali
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 from jaxtyping import Float
 from torch import Tensor
@@ -114,13 +116,13 @@ class ImplicitAttention:
         length = self.inputs.length
         if not -length <= t < length:
             raise IndexError(f"position {t} is outside the {length} tokens of this attention")
-        return int(t) % length
+        return operator.index(t) % length
 
     def _heads(self, heads: int | slice | Sequence[int] | None) -> list[int] | None:
         n = self.inputs.n_heads
         if heads is None:
             return None
-        chosen = range(n)[heads] if isinstance(heads, slice) else [heads] if isinstance(heads, int) else heads
+        chosen = range(n)[heads] if isinstance(heads, slice) else [heads] if isinstance(heads, Integral) else heads
         picked = [int(h) for h in chosen]
         wrong = [h for h in picked if not -n <= h < n]
         if wrong or not picked:

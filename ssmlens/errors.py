@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Sequence
+
 __all__ = [
     "CheckpointError",
     "LayerError",
@@ -10,6 +13,8 @@ __all__ = [
     "ReconstructionError",
     "SsmlensError",
     "UnsupportedModelError",
+    "brief",
+    "few",
 ]
 
 
@@ -43,3 +48,17 @@ class LayerError(SsmlensError, KeyError):
     def __str__(self) -> str:
         # KeyError would print the repr of its message.
         return str(self.args[0])
+
+
+def brief(error: Exception, most: int = 300) -> str:
+    """What a library's error says, on one line and cut to ``most`` characters."""
+    if isinstance(error, pickle.UnpicklingError):
+        # torch's own text recommends to load without weights_only, which would run the file's code.
+        return "the file is damaged or holds more than plain tensors, and no pickle is executed"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[:most] + "..."
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

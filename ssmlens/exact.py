@@ -41,12 +41,16 @@ class KeepFloat64(TorchFunctionMode):
 def keep_float64(model: nn.Module) -> None:
     """Make every forward of a float64 model run inside `KeepFloat64`.
 
-    The model's class is exchanged for a subclass of the same name, so copies, hooks, saving and ``isinstance`` go on
-    as before. Doing it twice does nothing more.
+    The model's class is exchanged for a subclass of the same name, so copies, pickles, hooks, saving and
+    ``isinstance`` go on as before. Doing it twice does nothing more.
     """
-    cls = type(model)
-    if getattr(cls, "_keeps_float64", False):
-        return
+    if not getattr(type(model), "_keeps_float64", False):
+        model.__class__ = _keeping(type(model))
+
+
+@functools.cache
+def _keeping(cls: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of ``cls`` whose forward keeps float64."""
     original = cls.forward
 
     @functools.wraps(original)
@@ -56,11 +60,23 @@ def keep_float64(model: nn.Module) -> None:
         with KeepFloat64():
             return original(self, *args, **kwargs)
 
+    def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        # pickle finds a class by its name, which is that of the original.
+        return (_empty, (cls,), *cls.__reduce_ex__(self, protocol)[2:])
+
     body = {
         "forward": forward,
+        "__reduce_ex__": reduce,
         "_keeps_float64": True,
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
-    model.__class__ = type(cls.__name__, (cls,), body)
+    return type(cls.__name__, (cls,), body)
+
+
+def _empty(cls: type[nn.Module]) -> nn.Module:
+    """An object whose state pickle or copy fills in."""
+    kept = _keeping(cls)
+    model: nn.Module = kept.__new__(kept)
+    return model

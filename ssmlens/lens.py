@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import operator
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,7 +156,10 @@ class Lens:
     def _choose(self, layers: Iterable[int] | None) -> list[int]:
         if layers is None:
             return sorted(self._mixers)
-        chosen = sorted({int(k) for k in layers})
+        try:
+            chosen = sorted({operator.index(k) for k in layers})
+        except TypeError as error:
+            raise LayerError(f"layers is a list of layer indices, got {layers!r}") from error
         for k in chosen:
             if k not in self._mixers:
                 what = "does not exist" if not 0 <= k < len(self.layers) else "has no recurrence"
@@ -169,26 +174,31 @@ class Lens:
         mixers = {k: m for k, m in self._mixers.items() if only is None or k in only}
         # The untapped call has no mask when nothing is padded, so this one has none either.
         extra = {"attention_mask": batch.mask.to(self.device)} if batch.padded else {}
-        modes = {m: m.training for m in self.model.modules()}
+        owner = threading.get_ident()
         handles = []
 
+        # Another thread may run the same model at the same time: what it computes is not this trace's.
         def keep(k: int) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                residuals[k] = args[0] if args else kwargs["hidden_states"]
+                if threading.get_ident() == owner:
+                    residuals[k] = args[0] if args else kwargs["hidden_states"]
 
             return hook
 
         def keep_last(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            residuals[len(self._layer_list)] = output[0] if isinstance(output, tuple) else output
+            if threading.get_ident() == owner:
+                residuals[len(self._layer_list)] = output[0] if isinstance(output, tuple) else output
 
         with tapping(mixers, recorder.on_scan) as tap, torch.no_grad(), quiet_transformers():
+            # Read under the tap's lock: before it, another trace may hold the model in eval.
+            modes = {m: m.training for m in self.model.modules()}
             try:
                 self.model.eval()
                 for k, layer in enumerate(self._layer_list):
                     handles.append(layer.register_forward_pre_hook(keep(k), with_kwargs=True))
                 if len(self._layer_list):
                     handles.append(self._layer_list[-1].register_forward_hook(keep_last))
-                logits = self.model(input_ids=batch.ids.to(self.device), **extra).logits
+                logits = self.model(input_ids=batch.ids.to(self.device), return_dict=True, **extra).logits
             finally:
                 for handle in handles:
                     handle.remove()

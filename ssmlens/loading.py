@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmlens import zoo
-from ssmlens.errors import CheckpointError, SsmlensError, UnsupportedModelError
+from ssmlens.errors import CheckpointError, SsmlensError, UnsupportedModelError, brief, few
 from ssmlens.lens import Lens
 from ssmlens.models import SUPPORTED, supported
 from ssmlens.quiet import quiet_transformers
@@ -52,35 +52,48 @@ def load(
         UnsupportedModelError: naming what is supported, when the model is of another family.
     """
     wanted = _dtype(dtype)
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise SsmlensError(f"unknown device {device!r}: give 'cpu', 'cuda' or 'cuda:N'") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SsmlensError("device 'cuda' was asked for, but torch sees no CUDA device here: use device='cpu'")
+    device = _device(device)
     if isinstance(source, nn.Module):
         model, name = source, type(source).__name__
         _check_family(getattr(getattr(model, "config", None), "model_type", type(model).__name__), model)
         keep = next(model.parameters()).dtype
     else:
-        model, name, keep, found = _open(os.fspath(source), wanted or torch.float32)
+        try:
+            path = os.fsdecode(source)
+        except TypeError as error:
+            raise CheckpointError(f"a source is a name, a folder or a model, got {type(source).__name__}") from error
+        model, name, keep, found = _open(path, wanted or torch.float32)
         tokenizer = tokenizer if tokenizer is not None else found
     _check_finite(model, name)
-    target = keep if wanted == "auto" or (wanted is None and isinstance(source, nn.Module)) else wanted
-    model = model.to(device=device, dtype=target or torch.float32)
     if not isinstance(source, nn.Module):
-        model.eval()
+        model = model.to(device=device, dtype=keep if wanted == "auto" else wanted or torch.float32).eval()
+    elif wanted in (None, "auto"):
+        model = model.to(device)  # weights of several dtypes stay what they are
+    else:
+        model = model.to(device=device, dtype=wanted)
     return Lens(model, tokenizer, name)
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
-    if isinstance(dtype, str) and dtype != "auto":
-        if dtype not in DTYPES:
-            raise SsmlensError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-        return torch.float64 if dtype == "float64" else getattr(torch, dtype)
-    if isinstance(dtype, torch.dtype) and str(dtype).removeprefix("torch.") not in DTYPES:
-        raise SsmlensError(f"unknown dtype {dtype}: choose one of {', '.join(DTYPES)}")
-    return dtype
+    if dtype is None or dtype == "auto":
+        return dtype
+    name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise SsmlensError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise SsmlensError(f"unknown device {device!r}: give 'cpu', 'cuda' or 'cuda:N'") from error
+    if found.type not in ("cpu", "cuda"):
+        raise SsmlensError(f"device {device!r} is not supported: give 'cpu', 'cuda' or 'cuda:N'")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise SsmlensError(f"device {device!r} was asked for, but torch does not see it here: use device='cpu'")
+    return found
 
 
 def _open(source: str, dtype: torch.dtype | str) -> tuple[nn.Module, str, torch.dtype, Any]:
@@ -104,6 +117,11 @@ def _open(source: str, dtype: torch.dtype | str) -> tuple[nn.Module, str, torch.
         from ssmlens.models.native import load_native
 
         model, keep = load_native(folder, config)
+    elif kind is None:
+        raise UnsupportedModelError(
+            f"{folder}/config.json has neither a model_type (transformers) nor d_model and n_layer (state-spaces): "
+            f"choose {supported()}"
+        )
     else:
         _check_family(str(kind))
         model, keep = _from_folder(folder, str(kind), dtype)
@@ -148,21 +166,29 @@ def _from_folder(folder: Path, kind: str, dtype: torch.dtype | str) -> tuple[nn.
     try:
         with quiet_transformers():
             model, info = cls.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, output_loading_info=True, trust_remote_code=False
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+                weights_only=True,
+                ignore_mismatched_sizes=True,  # they are named and refused below
             )
     except SafetensorError as error:
-        raise CheckpointError(f"the weights in {folder} are damaged: {error}") from error
+        raise CheckpointError(f"the weights in {folder} are damaged: {brief(error)}") from error
     except Exception as error:
         # transformers raises OSError, ValueError, RuntimeError, TypeError, KeyError and validation errors of its own.
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{folder} cannot be loaded as {cls.__name__}: {first}") from error
+        raise CheckpointError(f"{folder} cannot be loaded as {cls.__name__}: {brief(error)}") from error
     # lm_head.weight is absent from tied checkpoints; transformers does not count it as missing.
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         wrong = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get(what, ()))
         if wrong:
             raise CheckpointError(
-                f"the weights in {folder} do not fit its config.json: {what.replace('_', ' ')} {_few(wrong)}"
+                f"the weights in {folder} do not fit its config.json: {what.replace('_', ' ')} {few(wrong)}"
             )
+    limits = getattr(model.config, "time_step_limit", (0.0, 0.0))
+    if len(limits) != 2:
+        raise CheckpointError(f"{folder}/config.json: time_step_limit is a pair of numbers, got {list(limits)}")
     return model, next(model.parameters()).dtype
 
 
@@ -176,9 +202,8 @@ def _from_hub(source: str, dtype: torch.dtype | str) -> tuple[nn.Module, str, to
             )
         )
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"no model {source!r}: there is no such folder, and the Hub did not give it ({first}); "
+            f"no model {source!r}: there is no such folder, and the Hub did not give it ({brief(error)}); "
             f"shipped models are {', '.join(zoo.names())}"
         ) from error
     model, _, keep, tokenizer = _open(str(folder), dtype)
@@ -197,20 +222,16 @@ def _tokenizer(folder: Path) -> Any:
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
-            raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+            raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {brief(error)}") from error
     return None
 
 
 def _check_finite(model: nn.Module, name: str) -> None:
     wrong = [key for key, x in model.named_parameters() if not _finite(x)]
     if wrong:
-        raise CheckpointError(f"{name} has weights that are NaN or infinite: {_few(wrong)}")
+        raise CheckpointError(f"{name} has weights that are NaN or infinite: {few(wrong)}")
 
 
 def _finite(x: Tensor) -> bool:
     # A sum is NaN or infinite when any entry is; only then, or when it overflows, look at every entry.
     return bool(torch.isfinite(x.detach().sum(dtype=torch.float64))) or bool(torch.isfinite(x.detach()).all())
-
-
-def _few(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

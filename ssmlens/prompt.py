@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ def _rows(prompt: Any, tokenizer: Any, mask: Tensor | None) -> list[list[int]]:
     if mask is not None and not (isinstance(prompt, Tensor) and prompt.shape == mask.shape and prompt.ndim == 2):
         raise PromptError("attention_mask goes with a (b, t) tensor of ids of the same shape")
     if isinstance(prompt, Tensor):
-        if prompt.is_floating_point() or prompt.dtype == torch.bool or prompt.ndim not in (1, 2):
+        integer = not (prompt.is_floating_point() or prompt.is_complex() or prompt.dtype == torch.bool)
+        if not integer or prompt.ndim not in (1, 2):
             raise PromptError(
                 f"a tensor prompt is integer ids (t,) or (b, t), got {prompt.dtype} {tuple(prompt.shape)}"
             )
@@ -79,8 +81,8 @@ def _rows(prompt: Any, tokenizer: Any, mask: Tensor | None) -> list[list[int]]:
             raise PromptError("the prompt is empty: give at least one token")
         if all(isinstance(x, str) for x in items):
             return [_encode(x, tokenizer) for x in items]
-        if all(isinstance(x, int) and not isinstance(x, bool) for x in items):
-            return [items]
+        if all(isinstance(x, Integral) and not isinstance(x, bool) for x in items):
+            return [[int(x) for x in items]]
     raise PromptError("a prompt is a text, a list of texts, a list of token ids, or a LongTensor (t,) or (b, t)")
 
 

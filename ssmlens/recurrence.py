@@ -186,8 +186,6 @@ class Recurrence:
 
         Without ``at`` every state is returned, b * t * h * p * n numbers.
         """
-        if at is not None:
-            at = [_position(t, self.length) for t in at]
         return scan.states(self.inputs, at, impl=impl)
 
     def final_state(self, *, impl: str = "auto") -> Float[Tensor, "b h p n"]:
@@ -227,9 +225,3 @@ class Recurrence:
             f"Recurrence(batch={self.batch}, length={self.length}, heads={self.n_heads}, head_dim={self.head_dim}, "
             f"d_state={self.d_state}, {kind} decay{', delta rule' if self.inputs.has_erase else ''}, {self.dtype})"
         )
-
-
-def _position(t: int, length: int) -> int:
-    if not -length <= t < length:
-        raise IndexError(f"position {t} is outside the {length} tokens of this recurrence")
-    return t % length

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +148,9 @@ class Trace:
 
     def residual(self, k: int) -> Float[Tensor, "b t d"]:
         """Residual stream entering layer k, (b, t, d); k = number of layers gives the one after the last layer."""
-        if not 0 <= k < len(self.residuals):
-            raise LayerError(f"residual({k}) does not exist: choose 0 to {len(self.residuals) - 1}")
-        return self.residuals[k]
+        if not isinstance(k, Integral) or not 0 <= k < len(self.residuals):
+            raise LayerError(f"residual({k!r}) does not exist: choose 0 to {len(self.residuals) - 1}")
+        return self.residuals[int(k)]
 
     @property
     def reconstruction_error(self) -> dict[int, float]:
@@ -187,8 +188,8 @@ class Trace:
         if layer in self.mixers:
             return self.mixers[layer]
         there = ", ".join(map(str, self.mixers)) or "none"
-        if not 0 <= layer < len(self.layers):
-            raise LayerError(f"layer {layer} does not exist: this trace has recurrences at layers {there}")
+        if not isinstance(layer, Integral) or not 0 <= layer < len(self.layers):
+            raise LayerError(f"layer {layer!r} does not exist: this trace has recurrences at layers {there}")
         if self.layers[layer].kind != "ssm":
             raise LayerError(f"layer {layer} is {self.layers[layer].kind} and has no recurrence: choose from {there}")
         raise LayerError(f"layer {layer} was not traced: this trace has recurrences at layers {there}")

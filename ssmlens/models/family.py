@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssmlens.recurrence import Recurrence
 
-__all__ = ["Family", "Lowered", "Rebuild"]
+__all__ = ["Family", "Lowered", "Rebuild", "own_copy"]
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,8 @@ class Family:
     describe: Describe
     front: Front
     rebuild: Rebuild
+
+
+def own_copy(weight: Tensor | None) -> Tensor | None:
+    """A weight that a recurrence keeps: without the model's gradients, and not changed by training on."""
+    return None if weight is None else weight.detach().clone()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmlens.kernels.inputs import ScanInputs
-from ssmlens.models.family import Family, Lowered
+from ssmlens.models.family import Family, Lowered, own_copy
 from ssmlens.models.padding import silence
 from ssmlens.recurrence import Recurrence
 
@@ -36,7 +36,7 @@ def lower(arguments: Mapping[str, Any], lengths: Tensor | None) -> Lowered:
     )
     z = arguments.get("z")
     gate = None if z is None else z.transpose(1, 2)
-    return Lowered(Recurrence(silence(inputs, lengths), D=arguments.get("D"), lengths=lengths), gate)
+    return Lowered(Recurrence(silence(inputs, lengths), D=own_copy(arguments.get("D")), lengths=lengths), gate)
 
 
 def replace(arguments: Mapping[str, Any], lowered: Lowered, y: Tensor, final: Tensor) -> Tensor | tuple[Tensor, Tensor]:

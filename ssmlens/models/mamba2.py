@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmlens.kernels.inputs import ScanInputs, compute_dtype
-from ssmlens.models.family import Family, Lowered
+from ssmlens.models.family import Family, Lowered, own_copy
 from ssmlens.models.mamba1 import causal_conv
 from ssmlens.models.padding import silence
 from ssmlens.recurrence import Recurrence
@@ -39,7 +39,7 @@ def lower(arguments: Mapping[str, Any], lengths: Tensor | None) -> Lowered:
         A=arguments["A"][:, None],
         initial=arguments.get("initial_states"),
     )
-    return Lowered(Recurrence(silence(inputs, lengths), D=arguments.get("D"), lengths=lengths))
+    return Lowered(Recurrence(silence(inputs, lengths), D=own_copy(arguments.get("D")), lengths=lengths))
 
 
 def replace(arguments: Mapping[str, Any], lowered: Lowered, y: Tensor, final: Tensor) -> Tensor | tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssmlens.errors import CheckpointError, UnsupportedModelError
+from ssmlens.errors import CheckpointError, UnsupportedModelError, brief, few
 
 __all__ = ["load_native"]
 
@@ -47,7 +47,9 @@ def load_native(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, torch.
         CheckpointError: when the weights are missing, damaged, or do not fit the config by name and shape.
         UnsupportedModelError: when the config asks for attention, MLP or mixer options without a counterpart.
     """
-    ssm = dict(config.get("ssm_cfg") or {})
+    ssm = config.get("ssm_cfg") or {}
+    if not isinstance(ssm, dict):
+        raise CheckpointError(f"config.json: ssm_cfg is an object, got {ssm!r}")
     layer = ssm.get("layer", "Mamba1")
     if layer not in ("Mamba1", "Mamba2"):
         raise UnsupportedModelError(f"ssm_cfg.layer {layer!r} is not supported: choose 'Mamba1' or 'Mamba2'")
@@ -57,11 +59,11 @@ def load_native(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, torch.
     embedding = weights.get("backbone.embeddings.weight")
     if embedding is None:
         raise CheckpointError(f"the weights in {folder} have no backbone.embedding.weight")
-    rows = _padded_vocabulary(config)
-    if tuple(embedding.shape) != (rows, config["d_model"]):
+    shape = (_padded_vocabulary(config), _whole(config, "d_model"))
+    if tuple(embedding.shape) != shape:
         raise CheckpointError(
-            f"backbone.embedding.weight is {tuple(embedding.shape)}, but config.json says "
-            f"({rows}, {config['d_model']}) after padding the vocabulary"
+            f"backbone.embedding.weight is {tuple(embedding.shape)}, but config.json says {shape} after padding the "
+            "vocabulary"
         )
     tied = bool(config.get("tie_embeddings", True))
     head = weights.get("lm_head.weight")
@@ -71,12 +73,9 @@ def load_native(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, torch.
         weights["lm_head.weight"] = embedding
     elif tied and not torch.equal(head, embedding):
         raise CheckpointError("lm_head.weight differs from the embedding, but the config ties them")
-    model = _build(config, ssm, layer, rows, tied)
-    try:
-        model.load_state_dict(weights, strict=True, assign=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
-        raise CheckpointError(f"the weights in {folder} do not fit its config.json: {' '.join(lines)[:500]}") from error
+    model = _build(config, ssm, layer, shape[0], tied)
+    _check_fit(folder, weights, model.state_dict())
+    model.load_state_dict(weights, strict=True, assign=True)
     if tied:
         model.tie_weights()  # type: ignore[operator]
     return model, embedding.dtype
@@ -102,20 +101,53 @@ def _refuse(config: dict[str, Any], ssm: dict[str, Any], layer: str) -> None:
 
 
 def _padded_vocabulary(config: dict[str, Any]) -> int:
-    vocab, multiple = int(config["vocab_size"]), int(config.get("pad_vocab_size_multiple", 8))
+    vocab, multiple = _whole(config, "vocab_size"), _whole(config, "pad_vocab_size_multiple", 8)
     return math.ceil(vocab / multiple) * multiple
+
+
+def _whole(table: dict[str, Any], key: str, default: int | None = None) -> int:
+    """A count from the config."""
+    value = table.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
+        raise CheckpointError(f"config.json: {key} is a whole number above 0, got {value!r}")
+    return int(value)
+
+
+def _limits(value: Any) -> tuple[float, float]:
+    try:
+        low, high = (float(x) for x in value)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"config.json: dt_limit is a pair of numbers, got {value!r}") from error
+    return low, high
+
+
+def _check_fit(folder: Path, weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Every weight is there, nothing else is, and all have their shape."""
+    shapes = [
+        f"{k} is {tuple(weights[k].shape)} instead of {tuple(x.shape)}"
+        for k, x in expected.items()
+        if k in weights and weights[k].shape != x.shape
+    ]
+    for what, wrong in {
+        "missing": sorted(set(expected) - set(weights)),
+        "unexpected": sorted(set(weights) - set(expected)),
+        "wrong shape:": shapes,
+        "not floating point:": sorted(k for k, x in weights.items() if not x.is_floating_point()),
+    }.items():
+        if wrong:
+            raise CheckpointError(f"the weights in {folder} do not fit its config.json: {what} {few(wrong)}")
 
 
 def _build(config: dict[str, Any], ssm: dict[str, Any], layer: str, rows: int, tied: bool) -> nn.Module:
     """The transformers model of this config, on the meta device: the weights are assigned afterwards."""
-    d_model, expand = int(config["d_model"]), ssm.get("expand", 2)
+    d_model, expand = _whole(config, "d_model"), _whole(ssm, "expand", 2)
     common: dict[str, Any] = {
         "vocab_size": rows,
         "hidden_size": d_model,
-        "num_hidden_layers": int(config["n_layer"]),
+        "num_hidden_layers": _whole(config, "n_layer"),
         "layer_norm_epsilon": NORM_EPS,
         "expand": expand,
-        "conv_kernel": ssm.get("d_conv", 4),
+        "conv_kernel": _whole(ssm, "d_conv", 4),
         "use_bias": ssm.get("bias", False),
         "use_conv_bias": ssm.get("conv_bias", True),
         "residual_in_fp32": config.get("residual_in_fp32", True),
@@ -126,24 +158,26 @@ def _build(config: dict[str, Any], ssm: dict[str, Any], layer: str, rows: int, t
     }
     if layer == "Mamba1":
         kind, name = "mamba", "Mamba"
-        common |= {"state_size": ssm.get("d_state", 16), "time_step_rank": ssm.get("dt_rank", "auto")}
+        common |= {"state_size": _whole(ssm, "d_state", 16), "time_step_rank": ssm.get("dt_rank", "auto")}
     else:
         kind, name = "mamba2", "Mamba2"
-        head_dim = ssm.get("headdim", 64)
-        inner = int(expand * d_model)
+        head_dim, inner = _whole(ssm, "headdim", 64), expand * d_model
         if inner % head_dim:
             raise CheckpointError(f"headdim {head_dim} does not divide the inner width {inner}")
         common |= {
-            "state_size": ssm.get("d_state", 128),
+            "state_size": _whole(ssm, "d_state", 128),
             "head_dim": head_dim,
             "num_heads": inner // head_dim,
-            "n_groups": ssm.get("ngroups", 1),
-            "chunk_size": ssm.get("chunk_size", 256),
-            "time_step_limit": tuple(float(x) for x in ssm.get("dt_limit", (0.0, float("inf")))),
+            "n_groups": _whole(ssm, "ngroups", 1),
+            "chunk_size": _whole(ssm, "chunk_size", 256),
+            "time_step_limit": _limits(ssm.get("dt_limit", (0.0, math.inf))),
         }
     module = importlib.import_module(f"transformers.models.{kind}")
-    with torch.device("meta"):
-        model: nn.Module = getattr(module, f"{name}ForCausalLM")(getattr(module, f"{name}Config")(**common))
+    try:
+        with torch.device("meta"):
+            model: nn.Module = getattr(module, f"{name}ForCausalLM")(getattr(module, f"{name}Config")(**common))
+    except Exception as error:  # the config classes validate with errors of their own
+        raise CheckpointError(f"config.json describes no {name} model: {brief(error)}") from error
     return model
 
 
@@ -157,14 +191,15 @@ def _read(folder: Path) -> dict[str, Tensor]:
         try:
             return load_file(safe)
         except SafetensorError as error:
-            raise CheckpointError(f"{safe} is damaged: {error}") from error
+            raise CheckpointError(f"{safe} is damaged: {brief(error)}") from error
     if not pickled.is_file():
         raise CheckpointError(f"{folder} holds neither pytorch_model.bin nor model.safetensors")
     try:
         weights = torch.load(pickled, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and runtime errors alike
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{pickled} is damaged or holds more than tensors: {first}") from error
-    if not isinstance(weights, dict) or not all(isinstance(x, Tensor) for x in weights.values()):
+        raise CheckpointError(f"{pickled} cannot be read: {brief(error)}") from error
+    if not isinstance(weights, dict) or not all(
+        isinstance(k, str) and isinstance(x, Tensor) for k, x in weights.items()
+    ):
         raise CheckpointError(f"{pickled} holds no state dict of tensors")
     return weights
