@@ -65,12 +65,12 @@ def load(
         model, name, keep, found = _open(path, wanted or torch.float32)
         tokenizer = tokenizer if tokenizer is not None else found
     _check_finite(model, name)
-    if not isinstance(source, nn.Module):
-        model = model.to(device=device, dtype=keep if wanted == "auto" else wanted or torch.float32).eval()
-    elif wanted in (None, "auto"):
-        model = model.to(device)  # weights of several dtypes stay what they are
+    if isinstance(source, nn.Module):
+        # Without a dtype, weights of several dtypes stay what they are.
+        model = model.to(device, wanted) if isinstance(wanted, torch.dtype) else model.to(device)
     else:
-        model = model.to(device=device, dtype=wanted)
+        target = wanted if isinstance(wanted, torch.dtype) else keep if wanted == "auto" else torch.float32
+        model = model.to(device, target).eval()
     return Lens(model, tokenizer, name)
 
 
