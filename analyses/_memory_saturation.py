@@ -59,8 +59,8 @@ def onset_time(source: Source, train_length: float, *, delta: float = 0.25, mome
 
     t* = ln(1 - (1 + delta) m) / l with the mean log decay l and m = 1 - exp(T l), the part of its stationary level
     that the head reached in training; for the variance both use 2 l. A head with (1 + delta) m >= 1 never does: inf.
-    A predictor of which heads leave their trained range; when they do depends on ``delta``, and leaving it is
-    necessary, not sufficient, for the model to fail.
+    It says which heads leave their trained range; when they do depends on ``delta``, and a model may go on working
+    after they have.
 
     Args:
         source: a trace, one mixer's trace or a recurrence.
