@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .inputs import ScanInputs, expand_groups
-from .segments import FORGET, log_decay64, segment_decay
+from .segments import log_decay_of, split_forgets, within
 
 __all__ = ["scan"]
 
@@ -66,18 +66,21 @@ class _Block(NamedTuple):
     write: Tensor  # (b, c, l, g, n); g = h when the decay is per state
     read: Tensor  # (b, c, l, g, n)
     clock: Tensor  # (b, c, l, h, 1 | n) running sum of the log-decay inside the chunk, float64
+    forgets: Tensor  # (b, c, l, h, 1 | n) running count of resets inside the chunk
 
     @classmethod
     def of(cls, x: ScanInputs, n_chunks: int, length: int) -> _Block:
         def fold(z: Tensor) -> Tensor:
             return z.reshape(z.shape[0], n_chunks, length, *z.shape[2:])
 
-        decay = log_decay64(x)
+        decay, forgets = split_forgets(log_decay_of(x), None if x.reset is None else x.reset[..., None, None])
         write, read = x.write, x.read
         if decay.shape[3] > 1 or write.shape[2] != read.shape[2]:
             write, read = expand_groups(write, x.n_heads), expand_groups(read, x.n_heads)
         value = x.value if x.dt is None else x.value * x.dt[..., None]
-        return cls(fold(value), fold(write), fold(read), fold(decay).cumsum(2))
+        return cls(
+            fold(value), fold(write), fold(read), fold(decay).cumsum(2), fold(forgets).cumsum(2, dtype=torch.int32)
+        )
 
     @property
     def per_state(self) -> bool:
@@ -118,34 +121,31 @@ def _blocks(x: ScanInputs, many_states: bool) -> Iterator[tuple[int, int, int]]:
 def _carry(block: _Block, state: Tensor) -> tuple[Tensor, Tensor]:
     """The state entering each chunk (b, c, h, p, n), and the one leaving the last (b, h, p, n)."""
     b, c, _, h, p = block.value.shape
-    n = block.write.shape[4]
-    m = block.clock.shape[4]
-    total = block.clock[:, :, -1]  # (b, c, h, m)
-    to_end = (total[:, :, None] - block.clock).to(block.value.dtype).exp()
-    if block.per_state:
+    n, m = block.write.shape[4], block.clock.shape[4]
+    dtype = state.dtype
+    total, resets = block.clock[:, :, -1], block.forgets[:, :, -1]  # (b, c, h, m)
+    to_end = within(total[:, :, None], block.clock, resets[:, :, None] == block.forgets, dtype)
+    if m > 1:
         added = block.grouped(block.value).transpose(3, 4) @ (block.write * to_end).transpose(2, 3)
     else:
         added = block.grouped(block.value * to_end).transpose(3, 4) @ block.write.transpose(2, 3)
     added = added.reshape(b, c, h, p, n)
-    # Clock at the chunk boundaries; a total below FORGET is zero anyway and would only cost digits.
-    ticks = total.clamp(min=FORGET).cumsum(1)
-    ticks = torch.cat([torch.zeros_like(ticks[:, :1]), ticks], 1)  # (b, c + 1, h, m)
-    later = torch.arange(c + 1, device=state.device)
-    allowed = later[:, None] > later[None, :c]
-    if m == 1:
-        boundary = ticks[..., 0].transpose(1, 2)  # (b, h, c + 1)
-        mix = segment_decay(boundary[..., :, None], boundary[..., None, 1:], allowed, state.dtype)
-        flat = added.transpose(1, 2).reshape(b, h, c, p * n)
-        first = boundary.to(state.dtype).exp()[..., None] * state.reshape(b, h, 1, p * n)
-        every = torch.baddbmm(first.flatten(0, 1), mix.flatten(0, 1), flat.flatten(0, 1))
-        every = every.view(b, h, c + 1, p, n).transpose(1, 2)
-        return every[:, :c], every[:, c]
-    entering = []
-    through = total.to(state.dtype).exp()[:, :, :, None, :]  # (b, c, h, 1, n)
-    for i in range(c):
-        entering.append(state)
-        state = torch.addcmul(added[:, i], through[:, i], state)
-    return torch.stack(entering, 1), state
+    if m > 1:
+        through = within(total, torch.zeros_like(total), resets == 0, dtype)[:, :, :, None, :]
+        entering = []
+        for i in range(c):
+            entering.append(state)
+            state = torch.addcmul(added[:, i], through[:, i], state)
+        return torch.stack(entering, 1), state
+    # One decay per head: all boundaries at once, each a weighted sum of the first state and what chunks add.
+    ticks = torch.nn.functional.pad(total[..., 0].transpose(1, 2).cumsum(2), (1, 0))  # (b, h, c + 1)
+    marks = torch.nn.functional.pad(resets[..., 0].transpose(1, 2).cumsum(2), (1, 0))
+    place = torch.arange(c + 1, device=state.device)
+    connected = (marks[..., :, None] == marks[..., None, :]) & (place[:, None] >= place)
+    mix = within(ticks[..., :, None], ticks[..., None, :], connected, dtype)  # (b, h, c + 1, 1 + c)
+    parts = torch.cat([state[:, None], added], 1).transpose(1, 2).reshape(b, h, c + 1, p * n)
+    every = (mix @ parts).view(b, h, c + 1, p, n).transpose(1, 2)
+    return every[:, :c], every[:, c]
 
 
 def _outputs(block: _Block, entering: Tensor) -> Tensor:
@@ -154,24 +154,27 @@ def _outputs(block: _Block, entering: Tensor) -> Tensor:
     groups, n = block.write.shape[3:]
     dtype = block.value.dtype
     position = torch.arange(length, device=block.value.device)
+    causal = position[:, None] >= position
     read, write = block.read.transpose(2, 3), block.write.transpose(2, 3)  # (b, c, g, l, n)
     if block.per_state:
-        clock = block.clock.transpose(2, 3)  # (b, c, h, l, n)
-        causal = (position[:, None] >= position)[..., None]
-        decay = segment_decay(clock[..., :, None, :], clock[..., None, :, :], causal, dtype)
+        clock, forgets = block.clock.transpose(2, 3), block.forgets.transpose(2, 3)  # (b, c, h, l, n)
+        connected = causal[..., None] & (forgets[..., :, None, :] == forgets[..., None, :, :])
+        decay = within(clock[..., :, None, :], clock[..., None, :, :], connected, dtype)
         matrix = ((decay * write[..., None, :, :]) @ read[..., None]).squeeze(-1)
-        scaled = read * clock.to(dtype).exp()
+        scaled = read * within(clock, torch.zeros_like(clock), forgets == 0, dtype)
         carried = scaled @ entering.transpose(3, 4)  # (b, c, h, l, p)
         inside = matrix @ block.value.transpose(2, 3)
         return (inside + carried).transpose(2, 3).reshape(b, c * length, h, p)
-    clock = block.clock[..., 0].transpose(2, 3)  # (b, c, h, l)
-    decay = segment_decay(clock[..., :, None], clock[..., None, :], position[:, None] >= position, dtype)
+    clock, forgets = block.clock[..., 0].transpose(2, 3), block.forgets[..., 0].transpose(2, 3)  # (b, c, h, l)
+    connected = causal & (forgets[..., :, None] == forgets[..., None, :])
+    decay = within(clock[..., :, None], clock[..., None, :], connected, dtype)
     shared = read @ write.transpose(3, 4)  # (b, c, g, l, s)
     matrix = decay.view(b, c, groups, h // groups, length, length) * shared[:, :, :, None]
     inside = matrix.view(b, c, h, length, length) @ block.value.transpose(2, 3)  # (b, c, h, l, p)
     carried = read @ entering.reshape(b, c, groups, h // groups * p, n).transpose(3, 4)
     carried = carried.view(b, c, groups, length, h // groups, p).transpose(2, 3).reshape(b, c, length, h, p)
-    y = torch.addcmul(inside.transpose(2, 3), carried, block.clock.to(dtype).exp())
+    reached = within(block.clock, torch.zeros_like(block.clock), block.forgets == 0, dtype)
+    y = torch.addcmul(inside.transpose(2, 3), carried, reached)
     return y.reshape(b, c * length, h, p)
 
 
@@ -186,16 +189,17 @@ def _states(block: _Block, entering: Tensor, at: list[int]) -> Tensor:
     for first in range(0, len(at), some):
         pick = torch.tensor(at[first : first + some], device=block.value.device)
         chunk, place = pick // length, pick % length
-        clock = block.clock.index_select(1, chunk)  # (b, k, s, h, m)
+        clock, forgets = block.clock.index_select(1, chunk), block.forgets.index_select(1, chunk)
         now = block.clock.flatten(1, 2).index_select(1, pick)  # (b, k, h, m)
+        count = block.forgets.flatten(1, 2).index_select(1, pick)
         written = (torch.arange(length, device=pick.device) <= place[:, None])[None, :, :, None, None]
-        decay = segment_decay(now[:, :, None], clock, written, dtype)
+        decay = within(now[:, :, None], clock, written & (count[:, :, None] == forgets), dtype)
         value, write = block.value.index_select(1, chunk), block.write.index_select(1, chunk)
         if m == 1:
             value = value * decay
         else:
             write = write * decay
         added = block.grouped(value).transpose(3, 4) @ write.transpose(2, 3)
-        kept = now.to(dtype).exp()[:, :, :, None, :] * entering.index_select(1, chunk)
+        kept = within(now, torch.zeros_like(now), count == 0, dtype)[:, :, :, None, :] * entering.index_select(1, chunk)
         found.append(added.reshape(b, len(pick), h, p, n) + kept)
     return torch.cat(found, 1)
