@@ -12,7 +12,7 @@ from pathlib import Path
 import streamlit as st
 
 from ssmlens import zoo
-from ssmlens.apps import panels, sources, store
+from ssmlens.apps import panels, sources, store, wording
 from ssmlens.errors import SsmlensError
 
 ICON = Path(__file__).with_name("icon.svg")
@@ -30,7 +30,7 @@ def main() -> None:
     try:
         options = sources.parse(sys.argv[1:])
     except ValueError as error:
-        st.error(_sentence(error))
+        st.error(wording.sentence(error))
         return
     name, folder, dtype = _choose_model(options)
     text = _ask_text(name)
@@ -102,17 +102,12 @@ def _read(name: str, folder: str | None, dtype: str, text: str, options: sources
         with st.spinner(f"Reading the text with {source.name} ..."):
             return store.read(source, dtype, text, options.max_tokens)
     except (SsmlensError, FileNotFoundError) as error:
-        st.error(_sentence(error))
+        st.error(wording.sentence(error))
     except Exception as error:
         # The page stays usable whatever a model's files do; the whole story goes to the server's log.
         _log.exception("reading failed")
         st.error(f"Reading failed with {type(error).__name__}: {error}")
     return None
-
-
-def _sentence(error: Exception) -> str:
-    text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ParamSpec
 
 import streamlit as st
 
 from ssmlens.apps import heatmap, store, wording
+from ssmlens.errors import SsmlensError
 from ssmlens.plotting import Caption, pages
 from ssmlens.plotting.labels import label
 
@@ -19,6 +21,21 @@ LAST = -1
 
 MAP = "map"
 _TOKEN_CHARACTERS = 24
+
+P = ParamSpec("P")
+
+
+def _panel(draw: Callable[P, None]) -> Callable[P, None]:
+    """A fragment that says in a sentence what it cannot show, and leaves the other panels alone."""
+
+    @functools.wraps(draw)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            draw(*args, **kwargs)
+        except SsmlensError as error:
+            st.error(wording.sentence(error))
+
+    return st.fragment(guarded)
 
 
 def error_badge(reading: store.Reading) -> None:
@@ -41,7 +58,7 @@ def error_badge(reading: store.Reading) -> None:
         st.error("The figures below do not describe this model well enough to be relied on.")
 
 
-@st.fragment
+@_panel
 def attention(reading: store.Reading, dark: bool) -> None:
     """The implicit-attention map of one layer, and what one token reads."""
     st.subheader("Implicit attention", anchor=False)
@@ -57,7 +74,7 @@ def attention(reading: store.Reading, dark: bool) -> None:
     _explain(wording.ROW)
 
 
-@st.fragment
+@_panel
 def half_lives(reading: store.Reading) -> None:
     """Half-life of every head of every layer."""
     st.subheader("Half-lives", anchor=False)
@@ -65,7 +82,7 @@ def half_lives(reading: store.Reading) -> None:
     _explain(wording.HALF_LIFE, columns=1)
 
 
-@st.fragment
+@_panel
 def state_norms(reading: store.Reading) -> None:
     """Size of each layer's state after each token."""
     st.subheader("State norms", anchor=False)

@@ -92,8 +92,9 @@ def attention_map(key: Key, layer: int, view: str, head: int, _trace: ssmlens.Tr
 @st.cache_data(max_entries=MAX_SUMMARIES, show_spinner=False)
 def half_lives(key: Key, _trace: ssmlens.Trace) -> dict[int, NDArray[np.float64]]:
     """Layer to the half-life of each head in tokens, (h,): of its slowest state where the states differ."""
-    results = {mixer.layer: memory.half_life(mixer) for mixer in _trace}
-    return {k: r.table().groupby("head")[r.name].max().to_numpy() for k, r in results.items()}
+    result = memory.half_life(_trace)
+    slowest = result.table().groupby(["layer", "head"])[result.name].max()
+    return {layer: slowest[layer].to_numpy() for layer in _trace.mixers}
 
 
 @st.cache_data(max_entries=MAX_SUMMARIES, show_spinner=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ERROR", "HALF_LIFE", "MAP", "ROW", "SIGNED", "STATE_NORM", "VIEWS", "Explanation"]
+__all__ = ["ERROR", "HALF_LIFE", "MAP", "ROW", "SIGNED", "STATE_NORM", "VIEWS", "Explanation", "sentence"]
 
 
 @dataclass(frozen=True)
@@ -74,3 +74,9 @@ ERROR = (
     "The number is the largest relative difference. It says that the figures describe what the model computed; it "
     "says nothing about what the model should compute."
 )
+
+
+def sentence(error: Exception) -> str:
+    """An error as a sentence: first letter large, closed by a full stop."""
+    text = str(error)
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

@@ -182,6 +182,21 @@ def test_a_crash_is_a_message_and_the_page_recovers(page: Callable[..., Any], mo
     assert "Layer 0, " in words(app)
 
 
+def test_an_error_above_the_tolerance_is_said_everywhere(
+    page: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssmlens import trace
+
+    monkeypatch.setattr(trace, "TOLERANCE", dict.fromkeys(trace.TOLERANCE, 1e-30))
+    app = page(folder="two", **LOCAL).run()
+    complaints = messages(app)
+    assert complaints[0].startswith("The figures below do not describe this model")
+    # The study of half-lives refuses such a trace; the other panels still draw.
+    assert any("above the tolerance" in complaint for complaint in complaints[1:])
+    assert "ABOVE tolerance 1e-30" in words(app)
+    assert "Layer 0, mean magnitude over heads" in words(app)
+
+
 def test_a_changed_folder_is_another_model(page: Callable[..., Any], tmp_path: Path, traced: list[int]) -> None:
     from tiny import save_tiny, tiny_mamba2
 
