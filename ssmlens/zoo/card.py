@@ -96,6 +96,8 @@ longer contexts are outside of what it learnt. Do not use it to inform anyone ab
 
 The {order}-gram is an interpolated modified Kneser-Ney model of the same tokens, trained on the same split
 ({baseline["training_tokens"]:,} tokens), scored on the same documents with the same count of bytes.
+On the pages of Persuasion that ship beside the models (`ssmlens/zoo/passages/persuasion.txt`) this model
+scores {log["snippet"]:.4f}.
 
 ## Recall from context
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .corpus import WEIGHTS
 from .data import Pack
-from .evaluate import held_out_scores, key_value_recall, samples
+from .evaluate import held_out_scores, key_value_recall, samples, snippet_score
 from .folder import round_weights, save_folder, write_json
 from .loop import Budget, describe, environment, optimise
 from .recipes import Recipe, make_model
@@ -105,6 +105,7 @@ def train_english(
         result["bits_per_byte"] = held_out_scores(model, pack.held_out)
         narrative = next(h for h in pack.held_out if h.group == "Persuasion")
         text = pack.tokenizer.decode(narrative.ids[1:].tolist(), skip_special_tokens=False)
+        result["snippet"] = snippet_score(model, pack.tokenizer)
         result["key_value"] = key_value_recall(model, pack.tokenizer, text)
         write_json(out / "training.json", result)
     result["samples"] = samples(model, pack.tokenizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
-__all__ = ["LOADS", "bits_per_byte", "held_out_scores", "key_value_recall", "recall_table", "samples"]
+__all__ = [
+    "LOADS", "bits_per_byte", "held_out_scores", "key_value_recall", "recall_table", "samples", "snippet_score",
+]  # fmt: skip
 
 # (tokens, pairs) of the accuracy table; training uses 64 tokens and 2, 4, 8 or 16 pairs.
 LOADS = (
@@ -100,6 +103,17 @@ def held_out_scores(model: PreTrainedModel, held_out: Sequence[HeldOut], window:
         scores[group] = bits_per_byte(model, [h.ids for h in chosen], n_bytes, window)
         bits, size = bits + scores[group] * n_bytes, size + n_bytes
     return scores | {"all": bits / size}
+
+
+def snippet_score(model: PreTrainedModel, tokenizer: Tokenizer) -> float:
+    """Bits per byte of the shipped pages of Persuasion, which anyone can measure again.
+
+    Args:
+        model: a causal language model in eval mode.
+        tokenizer: its tokenizer.
+    """
+    text = (Path(__file__).parent / "passages" / "persuasion.txt").read_text(encoding="utf-8").rstrip("\n")
+    return bits_per_byte(model, [np.array([0, *tokenizer.encode(text).ids])], len(text.encode()))
 
 
 @torch.no_grad()

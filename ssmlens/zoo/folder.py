@@ -57,6 +57,8 @@ def save_folder(model: PreTrainedModel, tokenizer: Tokenizer, out: Path, dtype: 
     }
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     config = model.config.to_dict() | {"architectures": [type(model).__name__], "dtype": "float32"}
+    # It concerns initialisation, but transformers (5.23) also divides loaded out_proj weights when it is set.
+    config["rescale_prenorm_residual"] = False
     for key in ("_name_or_path", "_attn_implementation"):
         config.pop(key, None)
     write_json(out / "config.json", config)

@@ -148,8 +148,8 @@ class KneserNey:
         """
         total = 0.0
         for ids in documents:
-            padded = np.concatenate([np.full(self.order - 2, ids[0]), ids])
-            windows = np.lib.stride_tricks.sliding_window_view(padded, self.order)
+            padded = np.concatenate([np.full(max(self.order - 2, 0), ids[0]), ids])
+            windows = np.lib.stride_tricks.sliding_window_view(padded, self.order)[1 - len(ids) :]
             total -= float(np.log2(self.probability(windows[:, :-1], windows[:, -1])).sum())
         return total / n_bytes
 
