@@ -8,9 +8,8 @@ ACL 2025, with the dt factor of the source included). It is signed and unnormali
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 from jaxtyping import Float
 from torch import Tensor
@@ -122,8 +121,10 @@ class ImplicitAttention:
         n = self.inputs.n_heads
         if heads is None:
             return None
-        chosen = range(n)[heads] if isinstance(heads, slice) else [heads] if isinstance(heads, Integral) else heads
-        picked = [int(h) for h in chosen]
+        if isinstance(heads, slice):
+            picked = list(range(n)[heads])
+        else:
+            picked = [operator.index(h) for h in (heads if isinstance(heads, Iterable) else [heads])]
         wrong = [h for h in picked if not -n <= h < n]
         if wrong or not picked:
             what = f"head {wrong[0]} does not exist" if wrong else "no head was chosen"

@@ -48,9 +48,17 @@ def keep_float64(model: nn.Module) -> None:
         model.__class__ = _keeping(type(model))
 
 
-@functools.cache
+_KEEPING: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def _keeping(cls: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of ``cls`` whose forward keeps float64."""
+    """The subclass of ``cls`` whose forward keeps float64, the same one every time."""
+    if cls not in _KEEPING:
+        _KEEPING[cls] = _subclass(cls)
+    return _KEEPING[cls]
+
+
+def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     original = cls.forward
 
     @functools.wraps(original)

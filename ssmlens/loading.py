@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ __all__ = ["DTYPES", "load"]
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 """Names that ``load(dtype=...)`` takes besides torch dtypes."""
+
+_LOCK = threading.Lock()
+"""transformers switches initialisation off process-wide while it loads: two loads at once spoil each other."""
 
 
 def load(
@@ -62,7 +66,8 @@ def load(
             path = os.fsdecode(source)
         except TypeError as error:
             raise CheckpointError(f"a source is a name, a folder or a model, got {type(source).__name__}") from error
-        model, name, keep, found = _open(path, wanted or torch.float32)
+        with _LOCK:
+            model, name, keep, found = _open(path, wanted or torch.float32)
         tokenizer = tokenizer if tokenizer is not None else found
     _check_finite(model, name)
     if isinstance(source, nn.Module):

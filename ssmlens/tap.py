@@ -87,10 +87,11 @@ def tapping(mixers: Mapping[int, tuple[str, nn.Module, Family]], on_scan: OnScan
     """
     tap, owner = Tap(), threading.get_ident()
     inside: list[tuple[int, Family]] = []
+    busy = False  # in on_scan: a model that it runs, even this one, is not this tap's
 
     def enter(layer: int, family: Family) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if threading.get_ident() == owner:
+            if threading.get_ident() == owner and not busy:
                 inside.append((layer, family))
                 tap.inputs[layer] = args[0] if args else kwargs["hidden_states"]
 
@@ -98,7 +99,7 @@ def tapping(mixers: Mapping[int, tuple[str, nn.Module, Family]], on_scan: OnScan
 
     def leave(layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if threading.get_ident() == owner and inside and inside[-1][0] == layer:
+            if threading.get_ident() == owner and not busy and inside and inside[-1][0] == layer:
                 inside.pop()
                 tap.outputs[layer] = output[0] if isinstance(output, tuple) else output
 
@@ -109,17 +110,23 @@ def tapping(mixers: Mapping[int, tuple[str, nn.Module, Family]], on_scan: OnScan
         signature = inspect.signature(original.forward if isinstance(original, nn.Module) else original)
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != owner or not inside or inside[-1][1].scan != scan:
+            nonlocal busy
+            if threading.get_ident() != owner or busy or not inside or inside[-1][1].scan != scan:
                 return original(*args, **kwargs)
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             arguments = dict(bound.arguments)
             arguments.update(arguments.pop("kwargs", {}))
             layer, family = inside[-1]
-            result = on_scan(ScanCall(layer, family, arguments, original))
+            busy = True
+            try:
+                result = on_scan(ScanCall(layer, family, arguments, original))
+            finally:
+                busy = False
             tap.fired[layer] = tap.fired.get(layer, 0) + 1
             return result
 
+        wrapper.__signature__ = signature  # type: ignore[attr-defined]  # a tap inside this one reads it
         return wrapper
 
     with _LOCK, ExitStack() as stack:
