@@ -145,7 +145,7 @@ def _write_csv(path: Path, values: Tensor, names: Sequence[Any], tokens: list[st
 def _print_row(values: Tensor, names: Sequence[Any], tokens: list[str], caption: Caption, reader: int) -> None:
     from ssmlens.plotting.labels import label, visible
 
-    print(f"{caption.title('What token')} reads at {reader} {visible(tokens[reader])!r}")
+    print(caption.title(f"What token {reader} “{visible(tokens[reader])}” reads"))
     print(caption.note())
     for name, row in zip(names, values[:, : reader + 1].double()):
         order = row.abs().argsort(descending=True, stable=True)[:_TOP].tolist()

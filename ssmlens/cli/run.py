@@ -111,7 +111,7 @@ def _summary(found: Trace) -> dict[str, Any]:
 
 
 def _next_tokens(found: Trace, tokenizer: Any) -> list[dict[str, Any]]:
-    from ssmlens.report.measure import predictions
+    from ssmlens.report.numbers import predictions
 
     decode = None if tokenizer is None else tokenizer.decode
     best = predictions(found, decode=decode, most=_TOP)

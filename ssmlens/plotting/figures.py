@@ -114,9 +114,7 @@ def token_row(
         part = value / limits.value if np.isfinite(value) else 0.0
         shade = colours(float(np.clip((part + 1) / 2 if caption.signed else part, 0, 1)))
         edge = palette.INK if i == reader else "none"
-        axes.add_patch(
-            Rectangle((x, y + 0.08), len(text), 0.84, facecolor=shade, edgecolor=edge, linewidth=1.4)
-        )
+        axes.add_patch(Rectangle((x, y + 0.08), len(text), 0.84, facecolor=shade, edgecolor=edge, linewidth=1.4))
         ink = "white" if _is_dark(shade) else palette.INK
         # Nearly the full advance of a character at this figure width, so that text and box agree.
         axes.text(
@@ -127,9 +125,7 @@ def token_row(
     return _finish(figure, axes, caption.title(what), caption.note(limits.rule))
 
 
-def half_life_map(
-    half_lives: Mapping[int, Any], caption: Caption | None = None, *, unit: str = "tokens"
-) -> Figure:
+def half_life_map(half_lives: Mapping[int, Any], caption: Caption | None = None, *, unit: str = "tokens") -> Figure:
     """Half-life by layer (row) and head (column), on a logarithmic colour scale.
 
     Args:
@@ -158,9 +154,7 @@ def half_life_map(
     axes.set_yticks(range(len(layers)), [f"layer {k}" for k in layers], fontsize=_SMALL)
     axes.set_xlabel("heads, sorted by half-life within each layer" if ordered else "head", fontsize=_SMALL)
     axes.tick_params(labelsize=_SMALL)
-    bar = figure.colorbar(
-        image, ax=axes, fraction=0.046, pad=0.02, extend="max" if np.isinf(grid).any() else "neither"
-    )
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02, extend="max" if np.isinf(grid).any() else "neither")
     bar.set_label(f"half-life ({unit})", fontsize=_SMALL)
     bar.ax.tick_params(labelsize=_SMALL)
     never = f"{int(np.isinf(grid).sum())} without decay, beyond the scale" if np.isinf(grid).any() else ""
@@ -186,15 +180,11 @@ def state_norms(
     curves = {layer: as_array(x).reshape(-1) for layer, x in norms.items()}
     length = len(next(iter(curves.values())))
     if any(len(x) != length for x in curves.values()):
-        raise ValueError(
-            f"one value per token in every layer, got {sorted({len(x) for x in curves.values()})}"
-        )
+        raise ValueError(f"one value per token in every layer, got {sorted({len(x) for x in curves.values()})}")
     names = positions(tokens, length)
     figure, axes = _figure(9.2, 4.4)
     for (layer, curve), colour in zip(curves.items(), palette.layer_colours(len(curves))):
-        axes.plot(
-            curve, color=colour, linewidth=1.6, label=f"layer {layer}", marker="." if length == 1 else None
-        )
+        axes.plot(curve, color=colour, linewidth=1.6, label=f"layer {layer}", marker="." if length == 1 else None)
     if all((curve[np.isfinite(curve)] > 0).all() for curve in curves.values()):
         axes.set_yscale("log")
     axes.grid(color=palette.GRID, linewidth=0.5)
@@ -217,9 +207,7 @@ def save(figure: Figure, path: str | Path, *, dpi: int = 200) -> Path:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
-        raise ValueError(
-            f"cannot write a figure as {suffix or 'a file without suffix'}: choose {', '.join(FORMATS)}"
-        )
+        raise ValueError(f"cannot write a figure as {suffix or 'a file without suffix'}: choose {', '.join(FORMATS)}")
     title, description = figure.axes[0].get_title(), figure.get_label()
     metadata: dict[str, Any] = {
         ".png": {"Title": title, "Description": description, "Software": "ssmlens"},
@@ -244,9 +232,7 @@ def _finish(figure: Figure, axes: Axes, title: str, note: str) -> Figure:
     axes.set_title(drawable(title), fontsize=11, family=_FONT, parse_math=False)
     figure.set_label(note)
     if note:
-        text = "\n".join(
-            textwrap.wrap(drawable(note), int(figure.get_figwidth() * _NOTE_CHARACTERS_PER_INCH))
-        )
+        text = "\n".join(textwrap.wrap(drawable(note), int(figure.get_figwidth() * _NOTE_CHARACTERS_PER_INCH)))
         figure.supxlabel(text, fontsize=_SMALL - 1, color=palette.MUTED, parse_math=False)
     return figure
 

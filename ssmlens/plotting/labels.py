@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
-__all__ = ["drawable", "label", "thin", "visible"]
+__all__ = ["drawable", "label", "plain", "positions", "thin", "visible"]
 
 EMPTY = "∅"
 _SPACE = "·"
@@ -22,6 +22,11 @@ def visible(token: str) -> str:
     '·the↵'
     """
     return "".join(_visible(c) for c in token) or EMPTY
+
+
+def plain(text: str) -> str:
+    """Running text: spaces and line breaks as they are, every other invisible character made visible."""
+    return "".join(c if c in " \n" else _visible(c) for c in text)
 
 
 def _visible(c: str) -> str:

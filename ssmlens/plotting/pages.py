@@ -58,9 +58,7 @@ def attention_map(
     )
     axis = _token_axis(names, pooled.factor)
     figure.update_xaxes(**axis, title="s: source token, read from", constrain="domain")
-    figure.update_yaxes(
-        **axis, title="t: reading token", autorange="reversed", scaleanchor="x", constrain="domain"
-    )
+    figure.update_yaxes(**axis, title="t: reading token", autorange="reversed", scaleanchor="x", constrain="domain")
     # Cells without a value show the ground: neutral, so that nobody reads it as a small negative.
     figure.update_layout(plot_bgcolor=palette.MISSING_DARK if dark else palette.MISSING)
     return _finish(figure, caption.title("Implicit attention"), caption.note(limits.rule, pooled.rule), 640)
@@ -104,9 +102,7 @@ def token_row(
     return _finish(figure, caption.title(what), caption.note(limits.rule), 320)
 
 
-def half_life_map(
-    half_lives: Mapping[int, Any], caption: Caption | None = None, *, unit: str = "tokens"
-) -> go.Figure:
+def half_life_map(half_lives: Mapping[int, Any], caption: Caption | None = None, *, unit: str = "tokens") -> go.Figure:
     """Half-life of every head, one strip per layer, on a logarithmic axis; the bar marks the median.
 
     Heads that never forget (inf) have no place on the axis: they are counted in the note.
@@ -154,9 +150,7 @@ def state_norms(
     curves = {layer: as_array(x).reshape(-1) for layer, x in norms.items()}
     length = len(next(iter(curves.values())))
     if any(len(x) != length for x in curves.values()):
-        raise ValueError(
-            f"one value per token in every layer, got {sorted({len(x) for x in curves.values()})}"
-        )
+        raise ValueError(f"one value per token in every layer, got {sorted({len(x) for x in curves.values()})}")
     names = positions(tokens, length)
     figure = go.Figure()
     for (layer, curve), colour in zip(curves.items(), palette.layer_colours(len(curves))):

@@ -41,9 +41,7 @@ class Limits:
         if self.quantile >= 1:
             return "colours span the largest magnitude"
         beyond = f"{100 * self.clipped:.2g} % of cells exceed it" if self.clipped else "no cell exceeds it"
-        return (
-            f"colours end at the {100 * self.quantile:g} % quantile of magnitude, {self.value:.3g}; {beyond}"
-        )
+        return f"colours end at the {100 * self.quantile:g} % quantile of magnitude, {self.value:.3g}; {beyond}"
 
 
 def symmetric_limits(x: Any, quantile: float = QUANTILE) -> Limits:

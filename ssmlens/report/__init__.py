@@ -1,7 +1,7 @@
 """A report: one self-contained HTML page about what a model remembers of one text.
 
 ``build`` takes a trace, or a lens and a text; ``write`` puts the page on disk. The page loads nothing, follows the
-reader's light or dark setting, prints, and works with the keyboard. `measure` takes the numbers, `sections` words
+reader's light or dark setting, prints, and works with the keyboard. `numbers` takes the numbers, `sections` words
 and escapes them, `charts` draws two of the figures as SVG, and page.js the maps on a canvas.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssmlens.errors import SsmlensError
-from ssmlens.report.measure import Numbers, measure
+from ssmlens.report.numbers import Numbers, measure
 from ssmlens.report.page import render
 
 if TYPE_CHECKING:

@@ -69,11 +69,11 @@ def _strip(values: Array, centre: float, spread: float, y: object, colour: str) 
         # Steps of the golden ratio never pile up, and the same numbers always give the same picture.
         x = centre + (2 * ((i * _GOLDEN) % 1) - 1) * spread
         dots.append(f"M{x:.1f} {_TOP + _LANE / 2 - 6 if math.isinf(value) else place(value):.1f}h0")
-    size = 4.5 if real.size <= 200 else 3
+    size = 8 if real.size <= 32 else 4.5 if real.size <= 200 else 3
     shapes = [f'<path class="dots" stroke="{colour}" stroke-width="{size}" d="{"".join(dots)}"/>']
     finite = real[np.isfinite(real)]
     if finite.size:
-        low, middle, high = (place(float(q)) for q in np.quantile(finite, (0.1, 0.5, 0.9)))
+        low, middle, high = (place(float(q)) for q in np.quantile(finite, (0.1, 0.5, 0.9), method="lower"))
         shapes.append(f'<path class="bar" d="M{centre:.1f} {low:.1f}V{high:.1f}"/>')
         shapes.append(f'<path class="median" d="M{centre - spread * 0.7:.1f} {middle:.1f}h{spread * 1.4:.1f}"/>')
     return "".join(shapes)
@@ -108,7 +108,8 @@ def lines(rows: Sequence[tuple[str, Array]], *, y_title: str, x_title: str, alt:
         path += "h0" if len(points) == 1 else ""
         parts.append(f'<path class="curve" stroke="{colour}" d="{path}"/>')
         parts.append(
-            f'<text class="name" fill="{colour}" x="{WIDTH - _RIGHT + 8}" y="{end + 4:.1f}">{escape(name)}</text>'
+            f'<path class="curve" stroke="{colour}" d="M{WIDTH - _RIGHT + 8} {end:.1f}h12"/>'
+            f'<text class="name" x="{WIDTH - _RIGHT + 26}" y="{end + 4:.1f}">{escape(name)}</text>'
         )
     parts.append('<path class="cursor" d=""/>')
     return _svg(parts, alt, f'data-left="{_LEFT}" data-right="{WIDTH - _RIGHT}" data-n="{length}" tabindex="0"')

@@ -67,6 +67,7 @@
       span.classList.toggle("later", i > state.reader);
       span.classList.toggle("reader", i === state.reader);
     });
+    $("who-reads").textContent = state.reader === n - 1 ? "its last token" : `token ${state.reader}`;
     $("reader").textContent = `${state.reader} “${data.labels[state.reader]}”`;
     $("textscale").textContent = `full at ${show(peak)}${unit()}, the largest magnitude among earlier tokens`;
   };

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from ssmlens.plotting import palette
 from ssmlens.plotting.caption import UNSIGNED, Caption
-from ssmlens.plotting.labels import visible
+from ssmlens.plotting.labels import plain, visible
 from ssmlens.plotting.scales import causal, pool_max_abs, symmetric_limits
 from ssmlens.report import sections
-from ssmlens.report.measure import ALL, REDUCTIONS, Numbers
+from ssmlens.report.numbers import ALL, REDUCTIONS, Numbers
 
 __all__ = ["MAX_CELLS", "TEXT_POWER", "render"]
 
@@ -35,6 +35,7 @@ TEXT_POWER = 0.5
 def render(numbers: Numbers, title: str | None = None) -> str:
     """The page, as one string of HTML with its style, script and data inside."""
     title = title or f"What {numbers.settings['model']} remembers"
+    title = plain(title)
     factor = pool_max_abs(numbers.combined[REDUCTIONS[0]], MAX_CELLS).factor
     fill = {
         "title": escape(title),

@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmlens.plotting.caption import Caption
-from ssmlens.plotting.labels import visible
+from ssmlens.plotting.labels import plain, visible
 from ssmlens.report import charts, wording
-from ssmlens.report.measure import ALL, REDUCTIONS, LayerNumbers, Numbers
+from ssmlens.report.numbers import ALL, REDUCTIONS, LayerNumbers, Numbers
 
 __all__ = ["body", "facts", "footer", "lead", "options"]
 
 Array = NDArray[np.float64]
 
 _STRONGEST = 8
+_SHORT_TEXT = 400
 _FAMILIES = {"mamba1": "Mamba-1", "mamba2": "Mamba-2"}
 
 
@@ -90,7 +91,7 @@ def _text(numbers: Numbers, shades: Array) -> str:
         style = f' style="--v:{abs(shade):.3f}"' if shade else ""
         spans.append(f'<span class="tok{sign}{last}" data-i="{i}"{style}>{_inline(token)}</span>')
     return (
-        '<section id="text"><h2>The text, shaded by what its last token reads</h2><div class="panel"><div '
+        '<section id="text"><h2>The text, shaded by what <span id="who-reads">its last token</span> reads</h2><div class="panel"><div '
         'class="columns"><div><div class="text" id="tokens" tabindex="0" role="group" aria-label="The text: arrow '
         'keys move along the tokens, Enter makes a token the reader">'
         f'{"".join(spans)}</div><p class="readout" id="readout" aria-live="polite"></p>'
@@ -267,11 +268,12 @@ def _settings(numbers: Numbers) -> str:
             flat += [(f"{key}: {k}", str(v)) for k, v in value.items()]
         else:
             flat.append((key.replace("_", " "), str(value)))
-    rows = "".join(f'<tr><td>{escape(k)}</td><td class="left">{escape(v)}</td></tr>' for k, v in flat)
+    rows = "".join(f'<tr><td>{escape(k)}</td><td class="left">{escape(plain(v))}</td></tr>' for k, v in flat)
     text = "".join(numbers.tokens)
-    shown = text if len(text) <= 400 else text[:400] + "…"
+    short = len(text) <= _SHORT_TEXT and plain(text) == text
     model = str(numbers.settings["model"])
-    command = f"ssmlens report --model {shlex.quote(model)} --text {shlex.quote(shown)} --out report.html"
+    given = f"--text {shlex.quote(text)}" if short else "--file text.txt"
+    command = f"ssmlens report --model {shlex.quote(plain(model))} {given} --out report.html"
     code = (
         f"import ssmlens\nlens = ssmlens.load({model!r})\ntrace = lens.trace(text).check()\n"
         f"trace[{numbers.layers[0].layer}].recurrence.attention.reduce({REDUCTIONS[0]!r})   # (b, t, s)"

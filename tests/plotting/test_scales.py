@@ -131,7 +131,7 @@ def _luminance(colour):
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_signed_map_is_neutral_in_the_middle_and_even_in_its_arms(dark):
     colours = palette.diverging(255, dark=dark)
-    assert len(set(colours[127][i : i + 2] for i in (1, 3, 5))) == 1, "zero has no hue"
+    assert len({colours[127][i : i + 2] for i in (1, 3, 5)}) == 1, "zero has no hue"
     light = np.array([_luminance(c) for c in colours])
     outwards = np.diff(light[127:]), np.diff(light[127::-1])
     for arm in outwards:
