@@ -13,6 +13,7 @@ The state after step t contains token t. Axes: ``b`` batch, ``t`` time, ``h`` he
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -141,6 +142,10 @@ class ScanInputs:
         dtype = dtype or self.dtype
         return replace(self, **{k: x.to(dtype) for k, x in self.tensors().items() if x.is_floating_point()})
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> ScanInputs:
+        """Every piece passed through ``function`` (detach, a move to a device, ...)."""
+        return replace(self, **{k: function(x) for k, x in self.tensors().items()})
+
     def slice(self, start: int, stop: int) -> ScanInputs:
         """Tokens ``start`` to ``stop``; views. ``initial`` is dropped unless ``start`` is 0."""
         cut = {k: x[:, start:stop] for k, x in self.tensors().items() if k not in ("A", "initial")}
@@ -168,6 +173,23 @@ class ScanInputs:
                     cut[name] = x[:, :, first : last + 1]
                 else:
                     cut[name] = expand_groups(x, self.n_heads)[:, :, start:stop]
+        return replace(self, **cut)
+
+    def take_heads(self, heads: Sequence[int]) -> ScanInputs:
+        """Any heads in any order, copied; groups are kept where all of them share one."""
+        chosen = torch.tensor([int(i) for i in heads], dtype=torch.long, device=self.value.device)
+        cut: dict[str, Tensor] = {}
+        for name, x in self.tensors().items():
+            if name in ("value", "dt", "log_decay"):
+                cut[name] = x.index_select(2, chosen)
+            elif name in ("A", "initial"):
+                cut[name] = x.index_select(0 if name == "A" else 1, chosen)
+            elif name != "reset":
+                groups = sorted({int(i) * x.shape[2] // self.n_heads for i in heads})
+                if len(groups) == 1:
+                    cut[name] = x[:, :, groups[0] : groups[0] + 1]
+                else:
+                    cut[name] = x.index_select(2, chosen * x.shape[2] // self.n_heads)
         return replace(self, **cut)
 
     def full_log_decay(self) -> Tensor:

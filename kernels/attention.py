@@ -1,0 +1,237 @@
+"""The implicit attention matrix of a recurrence, without storing it unless asked.
+
+``M[t, s] = read[t] . decay(s+1..t) . write[s]`` (dt included), so that ``y = M value`` for a zero initial
+state; signed, and exactly 0 for s > t. One matrix serves every channel p of a head. The initial state of
+the inputs is ignored: it is no source token.
+
+Whole matrices come from `attention_tiles`; single rows and columns, products and everything with a delta
+rule (whose transitions do not commute) from runs of the recurrence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from . import attention_lines, scan
+from .attention_tiles import Tile, head_blocks, tiles
+from .inputs import ScanInputs
+
+__all__ = ["REDUCTIONS", "adjoint", "apply", "column", "dense", "distance", "reduce", "row"]
+
+REDUCTIONS = ("mean", "mean_abs", "max_abs", "norm")
+
+
+def dense(inputs: ScanInputs, heads: slice | Sequence[int] | None = None) -> Tensor:
+    """The matrices of the chosen heads, (b, heads, t, s), in ``inputs.dtype``; differentiable.
+
+    Args:
+        inputs: the recurrence.
+        heads: a slice or head numbers (negative ones count from the end); None means all.
+
+    Raises:
+        ValueError: no head chosen, or one that does not exist.
+    """
+    chosen = _heads(inputs, heads)
+    count = inputs.n_heads if chosen is None else len(chosen)
+    out = inputs.value.new_zeros(inputs.batch, count, inputs.length, inputs.length, dtype=inputs.dtype)
+    for place, x in _blocks(inputs, chosen):
+        for tile in _tiles(x):
+            if tile.start:
+                out[:, place, tile.start : tile.stop, : tile.start] = tile.before
+            out[:, place, tile.start : tile.stop, tile.start : tile.stop] = tile.diagonal
+    return out
+
+
+def row(inputs: ScanInputs, t: int) -> Tensor:
+    """What position t reads from every source: M[t, :], (b, h, s), at linear cost; differentiable.
+
+    Raises:
+        ValueError: t is outside the sequence.
+    """
+    t = _position(inputs, t)
+    if not inputs.has_erase:
+        return attention_lines.row(inputs, t)
+    unit = inputs.value.new_zeros(inputs.batch, inputs.length, inputs.n_heads, 1)
+    unit[:, t] = 1
+    return adjoint(inputs, unit)[..., 0].transpose(1, 2)
+
+
+def column(inputs: ScanInputs, s: int) -> Tensor:
+    """What source s gives to every position: M[:, s], (b, h, t), at linear cost; differentiable.
+
+    Raises:
+        ValueError: s is outside the sequence.
+    """
+    s = _position(inputs, s)
+    if not inputs.has_erase:
+        return attention_lines.column(inputs, s)
+    unit = inputs.value.new_zeros(inputs.batch, inputs.length, inputs.n_heads, 1)
+    unit[:, s] = 1
+    return apply(inputs, unit)[..., 0].transpose(1, 2)
+
+
+def apply(inputs: ScanInputs, x: Tensor) -> Tensor:
+    """M x along time, at the cost of one scan; differentiable.
+
+    Args:
+        inputs: the recurrence.
+        x: (b, t, h, p) with any number of channels p.
+
+    Returns:
+        like x, in the compute dtype.
+
+    Raises:
+        ValueError: x does not fit the recurrence.
+    """
+    _check_vector(inputs, x)
+    if x.shape[3] == 0:
+        return x.new_zeros(x.shape, dtype=inputs.dtype)
+    y, _ = scan.run(inputs.replace(value=x.to(inputs.dtype), initial=None))
+    return y
+
+
+def adjoint(inputs: ScanInputs, y: Tensor) -> Tensor:
+    """M^T y along time: what each source is owed by weights y on the outputs.
+
+    Args:
+        inputs: the recurrence.
+        y: (b, t, h, p) with any number of channels p.
+
+    Returns:
+        like y, in the compute dtype; ``(adjoint(y) * x).sum() == (y * apply(x)).sum()``. Differentiable in
+        the recurrence only with a delta rule.
+
+    Raises:
+        ValueError: y does not fit the recurrence.
+    """
+    _check_vector(inputs, y)
+    if y.numel() == 0:
+        return y.new_zeros(y.shape, dtype=inputs.dtype)
+    twice = torch.is_grad_enabled() and inputs.has_erase
+    fixed = inputs if twice else inputs.map(Tensor.detach)
+    with torch.enable_grad():
+        x = torch.zeros_like(y, dtype=inputs.dtype).requires_grad_()
+        (owed,) = torch.autograd.grad(apply(fixed, x), x, y.to(inputs.dtype), create_graph=twice)
+    return owed
+
+
+def reduce(inputs: ScanInputs, how: str, heads: slice | Sequence[int] | None = None) -> Tensor:
+    """One map over heads, (b, t, s), never holding (b, h, t, s).
+
+    Args:
+        inputs: the recurrence.
+        how: "mean" (signed), "mean_abs", "max_abs" or "norm" (root of the sum of squares over heads).
+        heads: which heads take part, as for `dense`.
+
+    Raises:
+        ValueError: unknown ``how``, no head chosen, or one that does not exist.
+    """
+    if how not in REDUCTIONS:
+        raise ValueError(f"how is one of {', '.join(REDUCTIONS)}, got {how!r}")
+    chosen = _heads(inputs, heads)
+    count = inputs.n_heads if chosen is None else len(chosen)
+    out = inputs.value.new_zeros(inputs.batch, inputs.length, inputs.length, dtype=inputs.dtype)
+    for _, x in _blocks(inputs, chosen):
+        for tile in _tiles(x):
+            for columns, part in (
+                (slice(0, tile.start), tile.before),
+                (slice(tile.start, tile.stop), tile.diagonal),
+            ):
+                _accumulate(out[:, tile.start : tile.stop, columns], part, how)
+    if how == "norm":
+        return out.sqrt()
+    return out if how == "max_abs" else out / count
+
+
+def distance(inputs: ScanInputs, rows: Sequence[int] | None = None) -> Tensor:
+    """Mean distance to the sources of a row, in tokens: sum_s (t - s) |M[t, s]| / sum_s |M[t, s]|.
+
+    Args:
+        inputs: the recurrence.
+        rows: positions t, negative ones counted from the end; None means all.
+
+    Returns:
+        (b, h, len(rows) or t); NaN where the row is all zero. Source: DeciMamba (Ben-Kish et al. 2025),
+        "Mamba mean distance", here per head and row.
+
+    Raises:
+        ValueError: a row outside the sequence.
+    """
+    picked = None if rows is None else [_position(inputs, t) for t in rows]
+    if picked is not None and not inputs.has_erase and len(picked) * 8 <= inputs.length:
+        found = [attention_lines.distance(inputs, t) for t in picked]
+        shape = (inputs.batch, inputs.n_heads, 0)
+        return torch.stack(found, -1) if found else inputs.value.new_zeros(shape, dtype=inputs.dtype)
+    out = inputs.value.new_zeros(inputs.batch, inputs.n_heads, inputs.length, dtype=inputs.dtype)
+    for place, x in _blocks(inputs, None):
+        for tile in _tiles(x):
+            out[:, place, tile.start : tile.stop] = _tile_distance(tile)
+    return out if picked is None else out[..., picked]
+
+
+def _tile_distance(tile: Tile) -> Tensor:
+    """(b, h, rows) mean distance; only non-negative numbers are added, so nothing cancels."""
+    before, diagonal = tile.before.abs(), tile.diagonal.abs()
+    place = torch.arange(tile.stop, device=before.device, dtype=before.dtype)
+    inside = place[: tile.stop - tile.start]
+    since = before.sum(-1)
+    far = before @ (tile.start - place[: tile.start]) + inside * since
+    near = (diagonal * (inside[:, None] - inside).clamp(min=0)).sum(-1)
+    return (far + near) / (since + diagonal.sum(-1))
+
+
+def _accumulate(out: Tensor, part: Tensor, how: str) -> None:
+    if how == "mean":
+        out += part.sum(1)
+    elif how == "mean_abs":
+        out += part.abs().sum(1)
+    elif how == "norm":
+        out += part.square().sum(1)
+    elif part.shape[-1]:
+        torch.maximum(out, part.abs().amax(1), out=out)
+
+
+def _blocks(inputs: ScanInputs, heads: list[int] | None) -> Iterator[tuple[slice, ScanInputs]]:
+    if inputs.length:
+        yield from head_blocks(inputs.cast(), heads)
+
+
+def _tiles(x: ScanInputs) -> Iterator[Tile]:
+    """Tiles of a block of heads; with a delta rule one tile, the responses to every unit value."""
+    with torch.autocast(x.value.device.type, enabled=False):
+        if not x.has_erase:
+            yield from tiles(x)
+            return
+        unit = torch.eye(x.length, dtype=x.dtype, device=x.value.device)
+        units = unit[None, :, None].expand(x.batch, x.length, x.n_heads, x.length)
+        full = apply(x, units).transpose(1, 2)
+        yield Tile(0, x.length, full.new_zeros(*full.shape[:3], 0), full.tril())
+
+
+def _heads(inputs: ScanInputs, heads: slice | Sequence[int] | None) -> list[int] | None:
+    if heads is None:
+        return None
+    n = inputs.n_heads
+    chosen = list(range(n)[heads]) if isinstance(heads, slice) else [int(i) for i in heads]
+    if not chosen:
+        raise ValueError(f"heads chooses none of the {n} heads: {heads}")
+    for i in chosen:
+        if not -n <= i < n:
+            raise ValueError(f"head {i} does not exist: heads are 0 to {n - 1}")
+    return [i % n for i in chosen]
+
+
+def _position(inputs: ScanInputs, t: int) -> int:
+    length = inputs.length
+    if not -length <= t < length:
+        raise ValueError(f"position {t} is outside the sequence of {length} tokens")
+    return t % length
+
+
+def _check_vector(inputs: ScanInputs, x: Tensor) -> None:
+    wanted = (inputs.batch, inputs.length, inputs.n_heads)
+    if x.ndim != 4 or tuple(x.shape[:3]) != wanted:
+        raise ValueError(f"a vector is (b={wanted[0]}, t={wanted[1]}, h={wanted[2]}, p), got {tuple(x.shape)}")

@@ -1,0 +1,104 @@
+"""Single rows and columns of the implicit attention, at linear cost and memory (no delta rule).
+
+Sums of log-decays start at the row (or column) itself and run outward, in float64: no difference is
+taken, so the nearest entries are as exact as the furthest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .inputs import ScanInputs
+from .segments import split_forgets
+
+__all__ = ["column", "distance", "row"]
+
+# Elements of one (b, h, n, t) block of exponentials.
+_CPU_BLOCK, _GPU_BLOCK = 2**21, 2**27
+
+
+def row(inputs: ScanInputs, t: int) -> Tensor:
+    """M[t, :], (b, h, s); entries after t are exactly 0."""
+    return _by_heads(inputs, lambda x: _row(x, t))
+
+
+def column(inputs: ScanInputs, s: int) -> Tensor:
+    """M[:, s], (b, h, t); entries before s are exactly 0."""
+    return _by_heads(inputs, lambda x: _column(x, s))
+
+
+def distance(inputs: ScanInputs, t: int) -> Tensor:
+    """Mean distance of row t, (b, h) tokens; NaN where the row is all zero."""
+
+    def one(x: ScanInputs) -> Tensor:
+        weight = _row(x, t).abs()[..., : t + 1]
+        away = torch.arange(t, -1, -1, device=weight.device, dtype=weight.dtype)
+        return (weight @ away) / weight.sum(-1)
+
+    return _by_heads(inputs, one)
+
+
+def _by_heads(inputs: ScanInputs, line: Callable[[ScanInputs], Tensor]) -> Tensor:
+    with torch.autocast(inputs.value.device.type, enabled=False):
+        return torch.cat([line(x.cast()) for x in _head_blocks(inputs)], 1)
+
+
+def _head_blocks(x: ScanInputs) -> Iterator[ScanInputs]:
+    """Blocks of heads; the last may be shorter. Whole groups, or parts of one, so that these stay shared."""
+    budget = _GPU_BLOCK if x.value.is_cuda else _CPU_BLOCK
+    size = max(1, budget // max(1, x.batch * x.d_state * x.length))
+    per_group = x.n_heads // max(x.write.shape[2], x.read.shape[2])
+    for group in range(0, x.n_heads, per_group):
+        for start in range(group, group + per_group, size):
+            yield x.select_heads(slice(start, min(start + size, group + per_group)))
+
+
+def _row(x: ScanInputs, t: int) -> Tensor:
+    """The row from the sums over s+1 .. t, taken backwards from t."""
+    before = x.slice(0, t + 1)
+    # Shifted by one: the decay at t acts on s = t - 1, and nothing acts on s = t.
+    kept = _decay_from(before, lambda z: torch.nn.functional.pad(z[..., 1:].flip(-1), (1, 0)).cumsum(-1).flip(-1))
+    weight = before.read[:, t].to(x.dtype)[..., None] * before.write.permute(0, 2, 3, 1)  # (b, g, n, s)
+    line = _contract(kept, weight, x.n_heads)
+    if before.dt is not None:
+        line = line * before.dt.transpose(1, 2)
+    return torch.nn.functional.pad(line, (0, x.length - t - 1))
+
+
+def _column(x: ScanInputs, s: int) -> Tensor:
+    after = x.slice(s, x.length)
+    kept = _decay_from(after, lambda z: torch.nn.functional.pad(z[..., 1:], (1, 0)).cumsum(-1))
+    weight = after.write[:, 0].to(x.dtype)[..., None] * after.read.permute(0, 2, 3, 1)
+    line = _contract(kept, weight, x.n_heads)
+    if after.dt is not None:
+        line = line * after.dt[:, 0, :, None]
+    return torch.nn.functional.pad(line, (s, 0))
+
+
+def _decay_from(x: ScanInputs, accumulate: Callable[[Tensor], Tensor]) -> Tensor:
+    """exp of accumulated log-decays, (b, h, 1 | n, t), exactly 0 across a reset."""
+    reset = None if x.reset is None else x.reset[:, :, None, None]
+    if x.log_decay is None:
+        assert x.dt is not None
+        assert x.A is not None
+        steps = accumulate(x.dt.double().transpose(1, 2)[:, :, None])  # (b, h, 1, t)
+        kept = (steps.to(x.dtype) * x.A[:, :, None]).exp()
+        if reset is None:
+            return kept
+        return kept * (accumulate(reset.permute(0, 2, 3, 1).double()) == 0)
+    log_decay, forgets = split_forgets(x.log_decay, reset)
+    steps = accumulate(log_decay.permute(0, 2, 3, 1))
+    marks = accumulate(forgets.permute(0, 2, 3, 1).double())
+    return steps.masked_fill(marks != 0, -torch.inf).to(x.dtype).exp()
+
+
+def _contract(kept: Tensor, weight: Tensor, n_heads: int) -> Tensor:
+    """Sum over n of kept (b, h, 1 | n, t) times weight (b, g, n, t): (b, h, t)."""
+    if weight.shape[1] not in (1, n_heads):
+        weight = weight.repeat_interleave(n_heads // weight.shape[1], 1)
+    if kept.shape[2] == 1:
+        return kept[:, :, 0] * weight.sum(2)
+    return (kept * weight).sum(2)
