@@ -8,12 +8,16 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from ssmlens import zoo
-from ssmlens.apps import panels, sources, store, wording
+from ssmlens.apps import sources, wording
 from ssmlens.errors import SsmlensError
+
+if TYPE_CHECKING:
+    from ssmlens.apps.store import Reading
 
 ICON = Path(__file__).with_name("icon.svg")
 LOCAL = "local folder"
@@ -37,6 +41,8 @@ def main() -> None:
     reading = _read(name, folder, dtype, text, options)
     if reading is None:
         return
+    from ssmlens.apps import panels
+
     panels.error_badge(reading)
     panels.attention(reading, st.context.theme.type == "dark")
     left, right = st.columns(2, gap="large")
@@ -52,7 +58,7 @@ def _choose_model(options: sources.Options) -> tuple[str, str | None, str]:
     name = columns[0].selectbox("Model", [*zoo.names(), LOCAL], key="model", bind="query-params")
     dtype = columns[1].selectbox(
         "Precision",
-        list(store.DTYPES),
+        sources.DTYPES,
         key="dtype",
         bind="query-params",
         help="float64 is slower; its reconstruction error shows how much of the other is rounding.",
@@ -95,11 +101,14 @@ def _ask_text(name: str) -> str:
     return text or ""
 
 
-def _read(name: str, folder: str | None, dtype: str, text: str, options: sources.Options) -> store.Reading | None:
+def _read(name: str, folder: str | None, dtype: str, text: str, options: sources.Options) -> Reading | None:
     """The traced text, or None after saying in one sentence why there is none."""
     try:
         source = sources.local(folder or "", options.roots) if name == LOCAL else sources.shipped(name)
         with st.spinner(f"Reading the text with {source.name} ..."):
+            # torch and transformers take seconds to import: the inputs are on the page by then.
+            from ssmlens.apps import store
+
             return store.read(source, dtype, text, options.max_tokens)
     except (SsmlensError, FileNotFoundError) as error:
         st.error(wording.sentence(error))

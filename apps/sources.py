@@ -12,8 +12,9 @@ from typing import NoReturn
 from ssmlens import zoo
 from ssmlens.errors import CheckpointError
 
-__all__ = ["DEFAULT_MAX_TOKENS", "Options", "Source", "folders", "local", "parse", "shipped"]
+__all__ = ["DEFAULT_MAX_TOKENS", "DTYPES", "Options", "Source", "folders", "local", "parse", "shipped"]
 
+DTYPES = ("float32", "float64")
 DEFAULT_MAX_TOKENS = 512
 SEARCH_DEPTH = 3
 

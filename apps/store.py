@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import streamlit as st
-import torch
 from numpy.typing import NDArray
 
 import ssmlens
@@ -18,11 +17,9 @@ from ssmlens.analyses import memory
 from ssmlens.apps.sources import Source
 from ssmlens.errors import PromptError
 from ssmlens.prompt import prepare
-from ssmlens.report.measure import state_norms as norms_of
+from ssmlens.report.numbers import state_norms as norms_of
 
-__all__ = ["DTYPES", "Key", "Reading", "attention_map", "half_lives", "lens", "read", "state_norms"]
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+__all__ = ["Key", "Reading", "attention_map", "half_lives", "lens", "read", "state_norms"]
 
 MAX_LENSES = 2
 MAX_TRACES = 4
@@ -73,7 +70,7 @@ def read(source: Source, dtype: str, text: str, max_tokens: int) -> Reading:
 @st.cache_resource(max_entries=MAX_LENSES, show_spinner=False)
 def lens(path: str, dtype: str, stamp: str) -> ssmlens.Lens:
     """The model in that folder. The stamp makes a changed folder another model."""
-    return ssmlens.load(path, dtype=DTYPES[dtype])
+    return ssmlens.load(path, dtype=dtype)
 
 
 @st.cache_resource(max_entries=MAX_TRACES, show_spinner=False)
