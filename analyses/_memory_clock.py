@@ -165,7 +165,7 @@ def crossing_quantiles(
         tokens = torch.arange(part.length, device=part.device)
 
         def block(heads: slice, part: Recurrence = part, tokens: Tensor = tokens) -> Tensor:
-            times = _clocked(Clock.of(part, heads), kind, tokens, interpolate)[0].sort(-1).values
+            times = _sorted(_clocked(Clock.of(part, heads), kind, tokens, interpolate)[0], whole=not interpolate)
             picks = [order_index(q, times.shape[-1]) for q in quantiles]
             share = times.isfinite().double().mean(-1, keepdim=True)
             return torch.cat([times[..., picks], share], -1)[None]
@@ -184,6 +184,16 @@ def _crossings(rec: Recurrence, kind: str, at: Tensor, interpolate: bool) -> Ten
 def _clocked(clock: Clock, kind: str, at: Tensor, interpolate: bool) -> Tensor:
     search = clock.forward if kind == "forward" else clock.backward
     return search(at, interpolate)
+
+
+def _sorted(times: Tensor, whole: bool) -> Tensor:
+    """Times sorted along the last axis, inf last."""
+    never = times.shape[-1]
+    if not whole or never >= torch.iinfo(torch.int16).max:
+        return times.sort(-1).values
+    # Whole numbers below the length of the text: sorting int16 takes a tenth of the time of float64.
+    order = times.where(times.isfinite(), never).short().sort(-1).values.double()
+    return order.where(order < never, torch.inf)
 
 
 def _row(rec: Recurrence, b: int) -> Recurrence:

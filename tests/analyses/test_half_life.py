@@ -277,3 +277,11 @@ def test_padding_may_hold_anything() -> None:
     dt = rec.inputs.dt.clone()
     dt[1, 9:] = math.nan
     torch.testing.assert_close(memory.half_life(changed(rec, dt=dt)).value, memory.half_life(rec).value)
+
+
+@pytest.mark.parametrize("length", [32766, 32767, 32768, 40_000])
+@pytest.mark.parametrize("kind", LOOPS)
+def test_texts_longer_than_a_short_integer(kind: str, length: int) -> None:
+    result = memory.half_life(cases.constant(0.9, length), kind, quantiles=[0.5, 1.0])
+    assert result.value.flatten().tolist() == [7, math.inf]  # 0.9^6 > 1/2 > 0.9^7
+    assert result.columns["reached"].item() == pytest.approx(1 - 7 / length, rel=EXACT)
