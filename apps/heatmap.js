@@ -16,13 +16,14 @@ const MAX_SHADE = { light: 1, dark: 0.6 };
 const views = new WeakMap();
 
 export default function (component) {
-  const { data, parentElement, setStateValue } = component;
+  const { data, parentElement, setTriggerValue } = component;
   let view = views.get(parentElement);
   if (!view) {
     view = new CausalMap(parentElement);
     views.set(parentElement, view);
   }
-  view.show(data, (target) => setStateValue("target", target));
+  // A trigger, not a state: the same row may be picked twice with another choice in between.
+  view.show(data, (target) => setTriggerValue("target", target));
   return () => {
     view.close();
     views.delete(parentElement);

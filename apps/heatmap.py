@@ -38,7 +38,8 @@ def show(
         caption: model, layer, reduction and error; decides whether the colours are signed.
         target: the row that is framed.
         dark: draw for a dark page.
-        key: where the state of the component lives; a click on a row sets ``st.session_state[key]["target"]``.
+        key: where the state of the component lives; while ``on_pick`` runs, ``st.session_state[key]["target"]`` is
+            the row.
         on_pick: called after such a click.
     """
     limits = symmetric_limits(matrix[np.tri(len(matrix), dtype=bool)])

@@ -75,6 +75,24 @@ def test_map_badge_layer_click_and_link(view: Any, page_url: str) -> None:
     expect(view.get_by_role("textbox", name="Text")).to_have_value(TEXT)
 
 
+def test_the_same_row_can_be_picked_again(view: Any, page_url: str) -> None:
+    from playwright.sync_api import expect
+
+    view.goto(address(page_url))
+    expect(drawn(view, "layer 0")).to_be_visible(timeout=WAIT_MS)
+    word = view.locator(".strip span").nth(4)
+    word.click()
+    expect(heading(view, "What token 4 ")).to_be_visible(timeout=WAIT_MS)
+    view.locator(".strip span").nth(9).click()
+    expect(heading(view, "What token 9 ")).to_be_visible(timeout=WAIT_MS)
+    choice = view.get_by_role("combobox", name="Target token")
+    choice.click()
+    view.get_by_role("option", name="last token").click()
+    expect(heading(view, f"What token {len(TEXT) - 1} ")).to_be_visible(timeout=WAIT_MS)
+    view.locator(".strip span").nth(9).click()
+    expect(heading(view, "What token 9 ")).to_be_visible(timeout=WAIT_MS)
+
+
 def test_an_error_keeps_what_was_typed(view: Any, page_url: str) -> None:
     from playwright.sync_api import expect
 

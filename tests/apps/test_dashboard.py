@@ -208,6 +208,41 @@ def test_a_changed_folder_is_another_model(page: Callable[..., Any], tmp_path: P
     assert traced == [len(TEXT), len(TEXT)]
 
 
+def test_the_passage_follows_the_model_until_it_is_edited(
+    page: Callable[..., Any], models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo, "names", lambda: ["one", "two"])
+    monkeypatch.setattr(zoo, "path", lambda name: models / name)
+    monkeypatch.setattr(zoo, "card", lambda name: f"# {name}")
+    monkeypatch.setattr(zoo, "passage", lambda name="one": f"passage of {name}")
+    app = page().run()
+    assert app.text_area(key="text").value == "passage of one"
+    app.selectbox(key="model").select("two").run()
+    assert app.text_area(key="text").value == "passage of two"
+    app.text_area(key="text").set_value("mine").run()
+    app.selectbox(key="model").select("one").run()
+    assert app.text_area(key="text").value == "mine"
+    assert messages(app) == []
+
+
+def test_long_texts_stay_out_of_the_address(page: Callable[..., Any], models: Path) -> None:
+    app = page("--models", str(models), "--max-tokens", "4000", folder="two", **LOCAL).run()
+    app.text_area(key="text").set_value("long " * 400).run()
+    assert messages(app) == []
+    assert "are not part of the page's address" in words(app)
+    assert app.text_area(key="text").value == "long " * 400
+
+
+def test_visitors_do_not_see_each_other(page: Callable[..., Any]) -> None:
+    first = page(folder="two", **LOCAL).run()
+    second = page(folder="one", **LOCAL).run()
+    second.selectbox(key="layer").select(1).run()
+    first.run()
+    assert "Layer 0, " in words(first)
+    assert "Layer 1, " in words(second)
+    assert first.selectbox(key="folder").value == "two"
+
+
 def test_every_shipped_model_opens_on_its_passage(page: Callable[..., Any]) -> None:
     for name in zoo.names():
         app = page(model=name).run()
