@@ -1,18 +1,16 @@
-"""The tap leaves no trace on the model: logits, globals, hooks, modes; after errors and among threads too."""
+"""The tap leaves no trace on the model: logits, globals, hooks, modes, after errors too."""
 
 from __future__ import annotations
 
 import copy
-import importlib
 import pickle
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import checkpoints
 import pytest
 import torch
 from checkpoints import gap
+from footprint import IDS, assert_same, fingerprint, plain_logits, same_trace
 from torch import nn
 
 import ssmlens
@@ -20,38 +18,10 @@ from ssmlens.errors import SsmlensError
 from ssmlens.tap import tapping
 
 FAMILIES = ["mamba1", "falcon", "mamba2"]
-IDS = [3, 17, 0, 36, 5, 5, 21, 9, 30, 2, 11]
 
 
 def build(family: str, dtype: torch.dtype = torch.float32, **config: Any) -> Any:
     return getattr(checkpoints, family)(**config).to(dtype)
-
-
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Everything of the model and of its modeling module that a tap could leave behind."""
-    found: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        hooks = {k: dict(v) for k, v in vars(module).items() if "hook" in k and isinstance(v, dict)}
-        found[name] = (hooks, module.training, sorted(vars(module)))
-    modeling = importlib.import_module(type(model).__module__)
-    found["globals"] = {k: id(v) for k, v in vars(modeling).items()}
-    found["weights"] = {k: (v.dtype, v.requires_grad, v.clone()) for k, v in model.named_parameters()}
-    return found
-
-
-def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
-    first, second = dict(before), dict(after)
-    weights, now = first.pop("weights"), second.pop("weights")
-    assert first == second
-    assert weights.keys() == now.keys()
-    for name, (dtype, grad, x) in weights.items():
-        assert now[name][:2] == (dtype, grad)
-        assert torch.equal(now[name][2], x), name
-
-
-def plain_logits(model: nn.Module, ids: list[int] = IDS) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([ids])).logits
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -170,99 +140,6 @@ def test_hooks_that_were_there_still_fire_and_stay(family: str) -> None:
     assert_same(before, fingerprint(model))
 
 
-def together(*jobs: Callable[[], None]) -> None:
-    """Run the jobs in threads that start at once; the first error of any comes back here."""
-    barrier, errors = threading.Barrier(len(jobs)), []
-
-    def run(job: Callable[[], None]) -> None:
-        try:
-            barrier.wait(timeout=60)
-            job()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(job,)) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-    assert not any(thread.is_alive() for thread in threads)
-    if errors:
-        raise errors[0]
-
-
-def same_trace(trace: ssmlens.Trace, expected: ssmlens.Trace) -> None:
-    assert torch.equal(trace.logits, expected.logits)
-    for k in range(len(expected.residuals)):
-        assert torch.equal(trace.residual(k), expected.residual(k))
-    for mixer in expected:
-        ours = trace[mixer.layer]
-        assert torch.equal(ours.output, mixer.output)
-        for name, x in mixer.recurrence.inputs.tensors().items():
-            assert torch.equal(ours.recurrence.inputs.tensors()[name], x), name
-
-
-@pytest.mark.parametrize("family", ["mamba1", "mamba2"])
-def test_threads_do_not_see_each_other(family: str) -> None:
-    """Two threads trace two models of one family, a third and a fourth run them untapped, all at the same time."""
-    models = [build(family, seed=1), build(family, seed=2)]
-    prompts = [IDS, IDS[::-1] + [7, 8]]
-    lenses = [ssmlens.load(model) for model in models]
-    traces = [lens.trace(ids) for lens, ids in zip(lenses, prompts)]
-    plain = plain_logits(models[0], [1, 2, 3])
-    before = [fingerprint(model) for model in models]
-
-    def trace(i: int) -> None:
-        for _ in range(6):
-            same_trace(lenses[i].trace(prompts[i]), traces[i])
-
-    def forward(i: int, ids: list[int], expected: torch.Tensor) -> None:
-        for _ in range(15):
-            assert torch.equal(plain_logits(models[i], ids), expected)
-
-    together(
-        lambda: trace(0),
-        lambda: trace(1),
-        lambda: forward(0, [1, 2, 3], plain),
-        lambda: forward(1, prompts[1], traces[1].logits),
-    )
-    for model, state in zip(models, before):
-        assert_same(state, fingerprint(model))
-
-
-def test_threads_on_one_model_in_train_mode_leave_it_in_train_mode() -> None:
-    model = build("mamba2").train()
-    lens = ssmlens.load(model)
-    expected = lens.trace(IDS)
-
-    def trace() -> None:
-        for _ in range(8):
-            same_trace(lens.trace(IDS), expected)
-
-    together(trace, trace, trace)
-    assert all(module.training for module in model.modules())
-
-
-def test_an_untapped_forward_inside_a_trace_of_another_thread_stays_out_of_it() -> None:
-    """Made certain: the other thread runs the same model exactly while a trace is between two layers."""
-    model = build("mamba1")
-    lens = ssmlens.load(model)
-    expected = lens.trace(IDS)
-    started, main = [], threading.get_ident()
-
-    def intrude(module: nn.Module, args: Any) -> None:
-        if threading.get_ident() != main or started:
-            return
-        started.append(True)
-        thread = threading.Thread(target=plain_logits, args=(model, [1, 2, 3]))
-        thread.start()
-        thread.join(timeout=60)
-
-    model.backbone.layers[1].mixer.in_proj.register_forward_pre_hook(intrude)
-    same_trace(lens.trace(IDS), expected)
-    assert started
-
-
 def test_a_trace_inside_the_scan_of_another_trace() -> None:
     """The lock is re-entrant: what a callback traces is its own."""
     outer, inner = build("mamba2", seed=1), build("mamba2", seed=2)
@@ -276,20 +153,6 @@ def test_a_trace_inside_the_scan_of_another_trace() -> None:
     with tapping(ssmlens.load(outer)._mixers, on_scan) as tap:
         assert torch.equal(plain_logits(outer), clean)
     assert sorted(tap.fired) == [0, 1]
-
-
-def test_loading_in_threads_puts_the_log_settings_back(tmp_path: Any) -> None:
-    from transformers.utils import logging
-
-    folder = checkpoints.transformers_folder(build("mamba1"), tmp_path / "m")
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-
-    def load() -> None:
-        for _ in range(4):
-            ssmlens.load(folder)
-
-    together(load, load, load)
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
 @pytest.mark.parametrize("family", FAMILIES)
