@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -122,7 +122,7 @@ def collect(source: Source) -> Layers:
         raise ValueError("this trace holds no recurrence: trace at least one layer that has one")
     for layer, rec in layers.recurrences.items():
         _check(rec, "this recurrence" if layer is None else f"layer {layer}")
-    return layers
+    return replace(layers, recurrences={k: _detached(rec) for k, rec in layers.recurrences.items()})
 
 
 def head_blocks(rec: Recurrence, per_head: int) -> Iterator[slice]:
@@ -154,6 +154,13 @@ def shares(quantiles: Sequence[float]) -> tuple[float, ...]:
     if wrong or not len(quantiles):
         raise ValueError(f"a quantile lies above 0 and is at most 1, got {wrong[0] if wrong else 'none'}")
     return tuple(float(q) for q in quantiles)
+
+
+def _detached(rec: Recurrence) -> Recurrence:
+    """The recurrence without its autograd graph, which would keep every temporary tensor of a study."""
+    if not any(x.requires_grad for x in rec.inputs.tensors().values()):
+        return rec
+    return replace(rec, inputs=rec.inputs.replace(**{k: x.detach() for k, x in rec.inputs.tensors().items()}))
 
 
 def _check(rec: Recurrence, where: str) -> None:

@@ -131,7 +131,7 @@ def mean_log_decay(rec: Recurrence) -> Tensor:
     if rec.A is not None and rec.dt is not None:
         # Summing in float64 without a float64 copy of dt.
         total = rec.dt.where(real, 0.0).sum(1, dtype=torch.float64)
-        return total[..., None] / count * rec.A.double()
+        return (total[..., None] / count * rec.A.double()).cpu()
     return _blocks(rec, lambda heads: -_nats(rec, heads).where(real[..., None], 0.0).sum(1) / count)
 
 
@@ -145,8 +145,8 @@ def crossings(rec: Recurrence, kind: str, at: Tensor, interpolate: bool) -> Tens
     """Half-lives of the tokens ``at`` (b, k), counted in each row, as (b, k, h, n or 1); NaN where at is -1."""
     rows = []
     for b in range(rec.batch):
-        known = at[b] >= 0
-        part = _crossings(_row(rec, b), kind, at[b].clamp(min=0), interpolate)
+        known = at[b].cpu() >= 0
+        part = _crossings(_row(rec, b), kind, at[b].to(rec.device).clamp(min=0), interpolate)
         rows.append(part.movedim(-1, 0).where(known[:, None, None], torch.nan))
     return torch.stack(rows)
 
@@ -223,9 +223,9 @@ def _nats(rec: Recurrence, heads: slice) -> Tensor:
 
 
 def _blocks(rec: Recurrence, compute: Callable[[slice], Tensor], per_head: int | None = None) -> Tensor:
-    """``compute`` over ranges of heads, joined along axis 1."""
+    """``compute`` over ranges of heads, joined along axis 1 on the CPU, where all results live."""
     entries = rec.batch * (per_head or rec.length * _states(rec))
-    return torch.cat([compute(heads) for heads in head_blocks(rec, entries)], 1)
+    return torch.cat([compute(heads).cpu() for heads in head_blocks(rec, entries)], 1)
 
 
 def order_index(q: float, count: int) -> int:

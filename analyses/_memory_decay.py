@@ -108,7 +108,7 @@ def half_life(
         coords["token"] = list(at)
         tokens = positions(layers, at)
         for rec in layers:
-            value = clock.crossings(rec, kind, tokens.to(rec.device), interpolate)
+            value = clock.crossings(rec, kind, tokens, interpolate)
             parts.append({"value": value, "mean_half_life": clock.half_life(rec)[:, None]})
         axes = ("batch", "token", "head", "state")
     return layers.result(

@@ -285,3 +285,12 @@ def test_texts_longer_than_a_short_integer(kind: str, length: int) -> None:
     result = memory.half_life(cases.constant(0.9, length), kind, quantiles=[0.5, 1.0])
     assert result.value.flatten().tolist() == [7, math.inf]  # 0.9^6 > 1/2 > 0.9^7
     assert result.columns["reached"].item() == pytest.approx(1 - 7 / length, rel=EXACT)
+
+
+@pytest.mark.parametrize("study", [memory.half_life, memory.mean_distance, memory.summary])
+def test_a_recurrence_with_gradients_gives_plain_numbers(study) -> None:
+    rec = cases.random("per-state")
+    learned = changed(rec, A=rec.inputs.A.clone().requires_grad_())
+    result = study(learned)
+    assert not result.value.requires_grad
+    torch.testing.assert_close(result.value, study(rec).value, rtol=0, atol=0, equal_nan=True)
