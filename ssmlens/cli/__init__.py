@@ -17,6 +17,7 @@ from ssmlens.errors import SsmlensError
 
 __all__ = ["app", "main"]
 
+UNREAD = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -38,13 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="ssmlens", standalone_mode=False)
+        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except SsmlensError as error:
         return _refuse(str(error))
     except BrokenPipeError:
         # The reader of our output has left, as `head` does; Python would complain when it flushes at exit.
+        # Typer ends the process with the same code when a command meets this while it prints.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return UNREAD
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _refuse(f"{where}{error.strerror or error}")

@@ -91,9 +91,9 @@ def _text(numbers: Numbers, shades: Array) -> str:
         style = f' style="--v:{abs(shade):.3f}"' if shade else ""
         spans.append(f'<span class="tok{sign}{last}" data-i="{i}"{style}>{_inline(token)}</span>')
     return (
-        '<section id="text"><h2>The text, shaded by what <span id="who-reads">its last token</span> reads</h2><div class="panel"><div '
-        'class="columns"><div><div class="text" id="tokens" tabindex="0" role="group" aria-label="The text: arrow '
-        'keys move along the tokens, Enter makes a token the reader">'
+        '<section id="text"><h2>The text, shaded by what <span id="who-reads">its last token</span> reads</h2>'
+        '<div class="panel"><div class="columns"><div><div class="text" id="tokens" tabindex="0" role="group" '
+        'aria-label="The text: arrow keys move along the tokens, Enter makes a token the reader">'
         f'{"".join(spans)}</div><p class="readout" id="readout" aria-live="polite"></p>'
         '<p class="scale">shading grows with the square root of magnitude; <span id="textscale"></span></p></div>'
         f"<div><h3>What comes next</h3>{_predictions(numbers)}</div></div></div>{_explain(wording.TEXT)}</section>"
