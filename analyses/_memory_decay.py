@@ -27,7 +27,7 @@ def retention(source: Source, s: int, t: int) -> Result:
 
     Returns:
         Result with axes (batch, head, state), between 0 and 1, exactly 1 for s = t; NaN in batch rows that are too
-        short. ``log_retention`` is its natural log in nats, -1000 or less where it underflows.
+        short. ``log_retention`` is its natural log in nats, to which one step adds -1000 at most.
         The control is the retention under each row's mean decay.
 
     Raises:
