@@ -6,6 +6,7 @@ sentence. Everything heavy is imported inside the commands, so that ``--help`` s
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,10 @@ for command in (run.trace, analyse.attend, analyse.memory, run.verify, pages.rep
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; ``arguments`` are those of the process by default."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A token that the terminal's encoding lacks is shown by its code, not by a traceback.
+            stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="ssmlens", standalone_mode=False)

@@ -81,6 +81,11 @@ def prompt(model: str, text: str | None, file: str | None, ids: str | None) -> s
         return zoo.passage(model) if model in zoo.names() else zoo.passage()
     if not text:
         raise PromptError("the prompt is empty: give at least one token")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        # Bytes of the command line that are no UTF-8 arrive as lone surrogates.
+        raise PromptError(f"--text is not UTF-8 text: character {error.start} cannot be encoded") from error
     return text
 
 

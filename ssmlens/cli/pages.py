@@ -36,6 +36,7 @@ def report(
     from ssmlens import report as pages
 
     with output.progress(quiet=json) as tell:
+        tell("forward pass", 0, 1)
         found = pages.check_length(lens.trace(prompt))
         decode = None if lens.tokenizer is None else lens.tokenizer.decode
         html = pages.build(found, title=title, decode=decode, progress=tell)
@@ -85,6 +86,7 @@ def _app_command(port: int, roots: list[str], headless: bool) -> list[str]:
     page = resources.files("ssmlens.apps").joinpath("dashboard.py")
     command = [sys.executable, "-m", "streamlit", "run", str(page), f"--server.port={port}"]
     command += ["--server.address=127.0.0.1", "--browser.gatherUsageStats=false", "--server.fileWatcherType=none"]
+    command += ["--server.showEmailPrompt=false"]
     command += ["--server.headless=true"] if headless else []
     extra = [part for root in roots for part in ("--models", root)]
     return [*command, "--", *extra] if extra else command

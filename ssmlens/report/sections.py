@@ -199,7 +199,7 @@ def _half_lives(numbers: Numbers) -> str:
             "90 %",
             "longest",
             "beyond the text",
-            "all states",
+            "median, all states",
             "last token reads",
         )
     )
@@ -303,4 +303,4 @@ def _percent(p: float) -> str:
 
 
 def _tokens(value: float) -> str:
-    return "never" if math.isinf(value) else f"{value:.3g}"
+    return "never" if math.isinf(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -332,6 +332,10 @@ def test_text_that_is_not_utf8_is_refused(run, tmp_path):
     refused(run("trace", "--file", tmp_path / "t.txt", text=None), "not UTF-8")
 
 
+def test_an_argument_that_is_not_utf8_is_refused(run):
+    refused(run("trace", "--text", "ab\udcff", text=None), "not UTF-8")
+
+
 def test_a_model_without_tokenizer_asks_for_ids(run, tmp_path):
     tiny_mamba1().save_pretrained(tmp_path / "bare")
     refused(run("trace", model=tmp_path / "bare"), "no tokenizer")
