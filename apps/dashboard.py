@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 ICON = Path(__file__).with_name("icon.svg")
 LOCAL = "local folder"
+# Longest text that goes into the page's address. (Streamlit would print a string that stands here on the page.)
 LINK_CHARACTERS = 1500
-"""Longest text that goes into the page's address."""
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def _ask_text(name: str) -> str:
         "Text",
         passage,
         key="text",
-        height=120,
+        height=150,
         bind=None if long else "query-params",
         help="Ctrl+Enter, or a click outside the box, reads the text.",
     )

@@ -7,6 +7,8 @@ const MAX_CELL_PX = 30;
 const MAX_MAP_PX = 760;
 const MIN_LABEL_STEP_PX = 12;
 const TICK_GAP_PX = 5;
+// Room for the upper half of the first row's label.
+const TOP_PX = 7;
 const HINT = "Point at a cell, or use the arrow keys on the map, to read its value. A click or Enter chooses the token that reads.";
 // With magnitudes themselves as opacity, all but the strongest few tokens would look white.
 const SHADE_POWER = 0.5;
@@ -119,12 +121,13 @@ class CausalMap {
 
     const scale = window.devicePixelRatio || 1;
     const width = margin + side + 1;
-    const height = side + margin + 1;
+    const height = TOP_PX + side + margin + 1;
     this.canvas.width = Math.round(width * scale);
     this.canvas.height = Math.round(height * scale);
     this.canvas.style.width = `${width}px`;
     this.canvas.style.height = `${height}px`;
     context.scale(scale, scale);
+    context.translate(0, TOP_PX);
     context.imageSmoothingEnabled = false;
     context.drawImage(this.image, margin, 0, side, side);
 
@@ -197,7 +200,7 @@ class CausalMap {
     const box = this.canvas.getBoundingClientRect();
     const n = this.data.labels.length;
     const column = Math.floor((event.clientX - box.left - this.margin) / this.cell);
-    const row = Math.floor((event.clientY - box.top) / this.cell);
+    const row = Math.floor((event.clientY - box.top - TOP_PX) / this.cell);
     if (row < 0 || row >= n || column >= n) return null;
     // A row's label stands for its diagonal cell; the future is never read.
     return column < 0 || column > row ? { row, column: row } : { row, column };

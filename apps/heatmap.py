@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import streamlit as st
@@ -71,7 +72,7 @@ def _running(token: str) -> str:
     return "".join(c if c == " " else "↵\n" if c == "\n" else visible(c) for c in token) or visible(token)
 
 
-def _component():  # type: ignore[no-untyped-def]
+def _component() -> Any:
     # Registered by name at each run: Streamlit keeps one definition, and a test may start with an empty registry.
     parts = {part: (_FOLDER / f"heatmap.{part}").read_text("utf-8") for part in ("html", "css", "js")}
     return st.components.v2.component("ssmlens_heatmap", **parts)

@@ -44,6 +44,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_page_shows_every_panel(page: Callable[..., Any], folder: str) -> None:
     app = page(folder=folder, **LOCAL).run()
     assert messages(app) == []
+    assert app.main[0].type == "header"
     shown = words(app)
     assert "Layer 0, mean magnitude over heads" in shown
     assert "Reconstruction error" in shown
