@@ -76,19 +76,20 @@
   const big = $("map"), over = $("cursor"), margin = 0.14;
   const step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 1e4].find((k) => n / k <= 44) || 1e5;
   const geometry = () => {
-    const side = over.clientWidth, ratio = window.devicePixelRatio || 1, left = side * margin;
+    // Paper has no size yet when the browser asks for it: draw large and let the canvas scale.
+    const side = state.print ? 900 : over.clientWidth, ratio = state.print ? 2 : window.devicePixelRatio || 1, left = side * margin;
     return { side, ratio, left, size: side - left, unit: (side - left) / cells };
   };
   const source = document.createElement("canvas");
   const paintMap = () => {
     paint(source, state.layer, state.how);
-    const g = geometry(), ink = getComputedStyle(document.body);
+    const g = geometry(), ink = state.print ? "#1c1d1f" : getComputedStyle(document.body).color;
     big.width = big.height = Math.round(g.side * g.ratio);
     const c = big.getContext("2d");
     c.scale(g.ratio, g.ratio);
     c.imageSmoothingEnabled = false;
     c.drawImage(source, g.left, 0, g.size, g.size);
-    c.fillStyle = ink.getPropertyValue("color");
+    c.fillStyle = ink;
     const letters = Math.max(7, Math.min(11, g.unit * step * 0.9));
     c.font = `${letters}px ${getComputedStyle($("readout")).getPropertyValue("--mono")}`;
     c.textBaseline = "middle";
@@ -239,7 +240,7 @@
   darkQuery.addEventListener("change", redraw);
   addEventListener("beforeprint", () => { state.print = true; redraw(); });
   addEventListener("afterprint", () => { state.print = false; redraw(); });
-  addEventListener("resize", paintMap);
+  addEventListener("resize", () => { if (!state.print) paintMap(); });
   if (!exact) $("last").disabled = true;
   redraw();
 })();
