@@ -139,8 +139,9 @@ class CausalMap {
     this.drawLabels(context, font, ink);
     if (target !== null && target !== undefined) this.outlineRow(context, target, ink);
     if (this.cursor) this.drawCursor(context, ink);
-    // Tests and screen readers can tell which picture is on the canvas.
+    // A canvas says nothing about its content: these tell which picture it holds, and where its cells lie.
     this.canvas.dataset.drawn = this.data.title;
+    this.canvas.dataset.cells = JSON.stringify({ left: margin, top: TOP_PX, side: cell });
   }
 
   drawLabels(context, font, ink) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -59,11 +60,13 @@ def test_map_badge_layer_click_and_link(view: Any, page_url: str) -> None:
 
     canvas = view.locator("canvas").first
     canvas.scroll_into_view_if_needed()
-    side = canvas.bounding_box()
-    row = 4.5 * (side["height"] / (len(TEXT) + 3))
-    canvas.hover(position={"x": side["width"] * 0.2, "y": row})
-    expect(view.locator("output")).to_contain_text("Token 4 “c” reads")
-    canvas.click(position={"x": side["width"] * 0.2, "y": row})
+    cells = json.loads(canvas.get_attribute("data-cells"))
+    row_4_column_1 = {
+        axis: cells[start] + i * cells["side"] for axis, start, i in (("x", "left", 1.5), ("y", "top", 4.5))
+    }
+    canvas.hover(position=row_4_column_1)
+    expect(view.locator("output")).to_contain_text("Token 4 “c” reads token 1 “h”, 3 back")
+    canvas.click(position=row_4_column_1)
     expect(heading(view, "What token 4 “c” reads")).to_be_visible(timeout=WAIT_MS)
     expect(view).to_have_url(re.compile("target="), timeout=WAIT_MS)
 
