@@ -182,7 +182,7 @@ def state_norms(recurrence: Recurrence) -> Array:
         part = inputs.slice(start, min(start + step, inputs.length)).replace(initial=carried)
         states = scan.states(part)  # (b, l, h, p, n)
         carried = states[:, -1]
-        norms.append(states.flatten(2).double().norm(dim=-1))
+        norms.append(torch.linalg.vector_norm(states.flatten(2), dim=-1, dtype=torch.float64))
     return torch.cat(norms, dim=1).cpu().numpy()
 
 

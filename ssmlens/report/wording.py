@@ -11,9 +11,9 @@ TEXT = (
 )
 
 MAP = (
-    "Row t reads, column s was written. The diagonal is the token reading itself; a dark column is a token that many "
-    "later ones still read; a bright band below the diagonal that ends soon is a layer that forgets. y = M x + D x "
-    "holds exactly for every head, and the scan's y was compared with the model's own.",
+    "Row t reads, column s was written. The diagonal is the token reading itself; a strong column is a token that "
+    "many later ones still read; a narrow band along the diagonal is a layer that forgets at once. For every head "
+    "y = M x + D x, up to rounding, and this y was compared with the model's own.",
     "Colours are per map: compare patterns between layers, not brightness. Reduced over heads, the map does not "
     "say which head reads, and for other inputs the same layer has another map: M is computed from the text.",
 )
