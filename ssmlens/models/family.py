@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ssmlens.recurrence import Recurrence
 
-__all__ = ["Family", "Lowered", "Rebuild", "own_copy"]
+__all__ = ["Family", "Lowered", "Rebuild", "finite_rate", "own_copy"]
 
 
 @dataclass(frozen=True)
@@ -90,3 +91,8 @@ class Family:
 def own_copy(weight: Tensor | None) -> Tensor | None:
     """A weight that a recurrence keeps: without the model's gradients, and not changed by training on."""
     return None if weight is None else weight.detach().clone()
+
+
+def finite_rate(A: Tensor) -> Tensor:
+    """The decay rate, finite where -exp(A_log) overflows: it forgets as fast, and times dt = 0 it is no NaN."""
+    return A.clamp(min=torch.finfo(A.dtype).min)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmlens.kernels.inputs import ScanInputs
-from ssmlens.models.family import Family, Lowered, own_copy
+from ssmlens.models.family import Family, Lowered, finite_rate, own_copy
 from ssmlens.models.padding import silence
 from ssmlens.recurrence import Recurrence
 
@@ -32,7 +32,7 @@ def lower(arguments: Mapping[str, Any], lengths: Tensor | None) -> Lowered:
         write=arguments["B"].transpose(1, 2)[:, :, None],  # (b, t, 1, n)
         read=arguments["C"].transpose(1, 2)[:, :, None],
         dt=time_first(dt),  # (b, t, h)
-        A=arguments["A"],  # (h, n)
+        A=finite_rate(arguments["A"]),  # (h, n)
     )
     z = arguments.get("z")
     gate = None if z is None else z.transpose(1, 2)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmlens.kernels.inputs import ScanInputs, compute_dtype
-from ssmlens.models.family import Family, Lowered, own_copy
+from ssmlens.models.family import Family, Lowered, finite_rate, own_copy
 from ssmlens.models.mamba1 import causal_conv
 from ssmlens.models.padding import silence
 from ssmlens.recurrence import Recurrence
@@ -36,7 +36,7 @@ def lower(arguments: Mapping[str, Any], lengths: Tensor | None) -> Lowered:
         write=arguments["B"],
         read=arguments["C"],
         dt=dt.clamp(min=low, max=high),
-        A=arguments["A"][:, None],
+        A=finite_rate(arguments["A"])[:, None],
         initial=arguments.get("initial_states"),
     )
     return Lowered(Recurrence(silence(inputs, lengths), D=own_copy(arguments.get("D")), lengths=lengths))
