@@ -92,7 +92,7 @@ def _ask_text(name: str) -> str:
         "Text",
         passage,
         key="text",
-        height=150,
+        height=170,
         bind=None if long else "query-params",
         help="Ctrl+Enter, or a click outside the box, reads the text.",
     )

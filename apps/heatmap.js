@@ -68,6 +68,7 @@ class CausalMap {
     this.high.textContent = beyond("≥ ") + format(data.limit);
     this.unit.textContent = data.quantity;
     this.readout.textContent = HINT;
+    this.strip.classList.toggle("spaced", data.spaced);
     this.strip.replaceChildren(...data.text.map((token, i) => this.span(token, i)));
     const colours = data.signed ? data.colours : data.colours.slice((data.colours.length - 1) / 2);
     this.ramp.style.background = `linear-gradient(to right, ${colours.join(", ")})`;

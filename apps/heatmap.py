@@ -53,6 +53,8 @@ def show(
             "labels": [label(token) for token in tokens],
             "names": [label(token, _HOVER_CHARACTERS) for token in tokens],
             "text": [_running(token) for token in tokens],
+            # Words of a vocabulary without spaces would otherwise run together.
+            "spaced": not any(c.isspace() for token in tokens for c in token),
             "quantity": f"M[t, s], {caption.reduction_words}",
             "shades": palette.TEXT_SHADE,
             "dark": dark,

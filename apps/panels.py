@@ -98,7 +98,8 @@ def _choose(reading: store.Reading) -> tuple[int, str, int, int]:
     _drop_unless("layer", layers)
     _drop_unless("target", positions)
     columns = st.columns([1, 4, 1, 2], vertical_alignment="bottom")
-    layer = columns[0].selectbox("Layer", layers, key="layer", bind="query-params")
+    # Reading from afar is rarely the first layer's work: start in the middle.
+    layer = columns[0].selectbox("Layer", layers, len(layers) // 2, key="layer", bind="query-params")
     view = columns[1].segmented_control(
         "Show",
         wording.VIEWS,

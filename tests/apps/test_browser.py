@@ -49,9 +49,9 @@ def test_map_badge_layer_click_and_link(view: Any, page_url: str) -> None:
     from playwright.sync_api import expect
 
     view.goto(address(page_url))
-    expect(drawn(view, "layer 0")).to_be_visible(timeout=WAIT_MS)
+    expect(drawn(view, "layer 1")).to_be_visible(timeout=WAIT_MS)
     expect(view.get_by_text(re.compile(r"Reconstruction error \d\.\de-\d\d, within tolerance 1e-05"))).to_be_visible()
-    expect(view.get_by_text("Layer 0, mean magnitude over heads")).to_be_visible()
+    expect(view.get_by_text("Layer 1, mean magnitude over heads")).to_be_visible()
 
     view.get_by_role("combobox", name="Layer").click()
     view.get_by_role("option", name="2", exact=True).click()
@@ -82,7 +82,7 @@ def test_the_same_row_can_be_picked_again(view: Any, page_url: str) -> None:
     from playwright.sync_api import expect
 
     view.goto(address(page_url))
-    expect(drawn(view, "layer 0")).to_be_visible(timeout=WAIT_MS)
+    expect(drawn(view, "layer 1")).to_be_visible(timeout=WAIT_MS)
     word = view.locator(".strip span").nth(4)
     word.click()
     expect(heading(view, "What token 4 ")).to_be_visible(timeout=WAIT_MS)
@@ -101,7 +101,7 @@ def test_an_error_keeps_what_was_typed(view: Any, page_url: str) -> None:
 
     typed = "x" * 600
     view.goto(address(page_url))
-    expect(drawn(view, "layer 0")).to_be_visible(timeout=WAIT_MS)
+    expect(drawn(view, "layer 1")).to_be_visible(timeout=WAIT_MS)
     box = view.get_by_role("textbox", name="Text")
     box.fill(typed)
     box.press("Control+Enter")
@@ -109,14 +109,14 @@ def test_an_error_keeps_what_was_typed(view: Any, page_url: str) -> None:
     expect(box).to_have_value(typed)
     box.fill("short again")
     box.press("Control+Enter")
-    expect(drawn(view, "layer 0")).to_be_visible(timeout=WAIT_MS)
+    expect(drawn(view, "layer 1")).to_be_visible(timeout=WAIT_MS)
 
 
 def test_keyboard_reads_the_map(view: Any, page_url: str) -> None:
     from playwright.sync_api import expect
 
     view.goto(address(page_url))
-    expect(drawn(view, "layer 0")).to_be_visible(timeout=WAIT_MS)
+    expect(drawn(view, "layer 1")).to_be_visible(timeout=WAIT_MS)
     canvas = view.locator("canvas").first
     canvas.focus()
     for key in ("ArrowUp", "ArrowUp", "ArrowLeft"):

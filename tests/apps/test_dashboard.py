@@ -46,7 +46,7 @@ def test_page_shows_every_panel(page: Callable[..., Any], folder: str) -> None:
     assert messages(app) == []
     assert app.main[0].type == "header"
     shown = words(app)
-    assert "Layer 0, mean magnitude over heads" in shown
+    assert "Layer 1, mean magnitude over heads" in shown
     assert "Reconstruction error" in shown
     assert "within tolerance 1e-05" in shown
     assert f"{len(TEXT)} tokens" in shown
@@ -77,20 +77,20 @@ def test_another_text_is_traced_once_and_remembered(page: Callable[..., Any], tr
 
 
 def test_view_restores_from_its_address(page: Callable[..., Any]) -> None:
-    app = page(folder="two", layer="1", view="head", head="3", dtype="float64", **LOCAL).run()
+    app = page(folder="two", layer="2", view="head", head="3", dtype="float64", **LOCAL).run()
     assert messages(app) == []
-    assert "Layer 1, head 3" in words(app)
+    assert "Layer 2, head 3" in words(app)
     assert "within tolerance 1e-10" in words(app)
     assert app.text_area(key="text").value == TEXT
 
 
 def test_choices_that_a_model_lacks_fall_back(page: Callable[..., Any]) -> None:
     app = page(folder="one", view="head", head="60", target="21 “t”", **LOCAL).run()
-    assert "Layer 0, head 60" in words(app)
+    assert "Layer 1, head 60" in words(app)
     app.selectbox(key="folder").select("two").run()
     app.text_area(key="text").set_value("short").run()
     assert messages(app) == []
-    assert "Layer 0, head 0" in words(app)
+    assert "Layer 1, head 0" in words(app)
     assert "What token 4 " in words(app)
 
 
@@ -180,7 +180,7 @@ def test_a_crash_is_a_message_and_the_page_recovers(page: Callable[..., Any], mo
         assert messages(app) == ["Reading failed with RuntimeError: out of luck"]
     app.run()
     assert messages(app) == []
-    assert "Layer 0, " in words(app)
+    assert "Layer 1, " in words(app)
 
 
 def test_an_error_above_the_tolerance_is_said_everywhere(
@@ -195,7 +195,7 @@ def test_an_error_above_the_tolerance_is_said_everywhere(
     # The study of half-lives refuses such a trace; the other panels still draw.
     assert any("above the tolerance" in complaint for complaint in complaints[1:])
     assert "ABOVE tolerance 1e-30" in words(app)
-    assert "Layer 0, mean magnitude over heads" in words(app)
+    assert "Layer 1, mean magnitude over heads" in words(app)
 
 
 def test_a_changed_folder_is_another_model(page: Callable[..., Any], tmp_path: Path, traced: list[int]) -> None:
@@ -237,16 +237,22 @@ def test_long_texts_stay_out_of_the_address(page: Callable[..., Any], models: Pa
 def test_visitors_do_not_see_each_other(page: Callable[..., Any]) -> None:
     first = page(folder="two", **LOCAL).run()
     second = page(folder="one", **LOCAL).run()
-    second.selectbox(key="layer").select(1).run()
+    second.selectbox(key="layer").select(0).run()
     first.run()
-    assert "Layer 0, " in words(first)
-    assert "Layer 1, " in words(second)
+    assert "Layer 1, " in words(first)
+    assert "Layer 0, " in words(second)
     assert first.selectbox(key="folder").value == "two"
 
 
-def test_every_shipped_model_opens_on_its_passage(page: Callable[..., Any]) -> None:
-    for name in zoo.names():
-        app = page(model=name).run()
-        assert messages(app) == []
-        assert "within tolerance" in words(app)
-        assert app.text_area(key="text").value
+@pytest.mark.parametrize("name", zoo.names())
+def test_shipped_models_open_on_their_passage(page: Callable[..., Any], name: str) -> None:
+    app = page(model=name).run()
+    assert messages(app) == []
+    assert "within tolerance 1e-05" in words(app)
+    assert app.text_area(key="text").value == zoo.passage(name)
+
+
+def test_the_page_opens_on_a_shipped_model(page: Callable[..., Any]) -> None:
+    app = page("--max-tokens", "512").run()
+    assert messages(app) == []
+    assert app.selectbox(key="model").value == zoo.names()[0]
