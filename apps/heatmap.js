@@ -48,6 +48,7 @@ class CausalMap {
     this.observer.observe(this.frame);
     this.canvas.onmousemove = (event) => this.move(this.cellAt(event));
     this.canvas.onmouseleave = () => this.move(null);
+    this.strip.onmouseleave = () => this.move(null);
     this.canvas.onclick = (event) => this.pick(this.cellAt(event));
     this.canvas.onkeydown = (event) => this.key(event);
   }
@@ -79,7 +80,7 @@ class CausalMap {
   span(token, index) {
     const span = document.createElement("span");
     span.textContent = token;
-    span.onmouseenter = () => this.move({ row: this.reader(), column: Math.min(index, this.reader()) }, false);
+    span.onmouseenter = () => index <= this.reader() && this.move({ row: this.reader(), column: index });
     span.onclick = () => this.onPick(index);
     return span;
   }
@@ -101,7 +102,7 @@ class CausalMap {
       const strength = Math.abs(value) ** SHADE_POWER * MAX_SHADE[dark ? "dark" : "light"];
       const colour = value < 0 ? shades.negative : shades.positive;
       span.style.background = value ? `rgb(${colour.join(" ")} / ${strength.toFixed(3)})` : "none";
-      span.className = i === reader ? "reader" : i > reader ? "later" : "";
+      span.className = i === reader ? "reader" : i > reader ? "later" : i === this.cursor?.column ? "source" : "";
     });
   }
 
@@ -208,13 +209,12 @@ class CausalMap {
     return column < 0 || column > row ? { row, column: row } : { row, column };
   }
 
-  move(cell, follow = true) {
+  move(cell) {
     const same = cell && this.cursor && cell.row === this.cursor.row && cell.column === this.cursor.column;
     if (same || (!cell && !this.cursor)) return;
     this.cursor = cell;
     this.readout.textContent = cell ? this.describe(cell) : HINT;
-    // Shading again while the pointer is on the text would be no change: the reader stays.
-    if (follow) this.shade();
+    this.shade();
     this.draw();
   }
 

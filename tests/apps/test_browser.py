@@ -66,6 +66,8 @@ def test_map_badge_layer_click_and_link(view: Any, page_url: str) -> None:
     }
     canvas.hover(position=row_4_column_1)
     expect(view.locator("output")).to_contain_text("Token 4 “c” reads token 1 “h”, 3 back")
+    expect(view.locator(".strip .reader")).to_have_text("c")
+    expect(view.locator(".strip .source")).to_have_text("h")
     canvas.click(position=row_4_column_1)
     expect(heading(view, "What token 4 “c” reads")).to_be_visible(timeout=WAIT_MS)
     expect(view).to_have_url(re.compile("target="), timeout=WAIT_MS)
