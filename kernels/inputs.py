@@ -14,6 +14,7 @@ The state after step t contains token t. Axes: ``b`` batch, ``t`` time, ``h`` he
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import builtins
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -135,7 +136,7 @@ class ScanInputs:
 
     def replace(self, **changes: Tensor | None) -> ScanInputs:
         """A copy with some pieces exchanged, checked again."""
-        return replace(self, **changes)
+        return replace(self, **changes)  # type: ignore[arg-type]
 
     def cast(self, dtype: torch.dtype | None = None) -> ScanInputs:
         """Every floating piece in one dtype (default: the compute dtype)."""
@@ -151,7 +152,7 @@ class ScanInputs:
         cut = {k: x[:, start:stop] for k, x in self.tensors().items() if k not in ("A", "initial")}
         return replace(self, **cut, initial=self.initial if start == 0 else None)
 
-    def select_heads(self, heads: slice) -> ScanInputs:
+    def select_heads(self, heads: builtins.slice) -> ScanInputs:
         """A contiguous range of heads. Groups stay shared where the range is one or whole groups."""
         start, stop, step = heads.indices(self.n_heads)
         if step != 1 or stop <= start:

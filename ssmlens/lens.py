@@ -78,7 +78,7 @@ class Lens:
     @functools.cached_property
     def vocab_size(self) -> int:
         """Rows of the embedding, padding rows included."""
-        return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator, union-attr]
+        return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
     @functools.cached_property
     def fingerprint(self) -> str:

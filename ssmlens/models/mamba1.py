@@ -56,8 +56,8 @@ def prefix(arguments: Mapping[str, Any], length: int) -> dict[str, Any]:
 
 def describe(mixer: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights around the scan by reference: in_proj, conv1d, x_proj, dt_proj, out_proj, A_log and D."""
-    parameters = dict(mixer.named_parameters())
-    config = {"d_conv": int(mixer.conv_kernel_size), "activation": str(mixer.activation)}  # type: ignore[arg-type]
+    parameters: dict[str, Tensor] = dict(mixer.named_parameters())
+    config: dict[str, Any] = {"d_conv": int(mixer.conv_kernel_size), "activation": str(mixer.activation)}  # type: ignore[arg-type]
     if hasattr(mixer, "rms_eps"):
         config["bcdt_rms_eps"] = float(mixer.rms_eps)  # type: ignore[arg-type]
     return parameters, config

@@ -36,7 +36,7 @@ ALLOWED = {
     "plotting": {"analyses", "attention", "errors", "plotting", "recurrence", "trace"},
     # Training shipped models needs the scan itself; bench times whole traces.
     "zoo": {"errors", "kernels", "lens", "zoo", "tap", "loading", "recurrence", "trace"},
-    "apps": {"analyses", "apps", "errors", "lens", "loading", "plotting", "trace", "zoo"},
+    "apps": {"analyses", "apps", "errors", "lens", "loading", "plotting", "prompt", "report", "trace", "zoo"},
 }
 # Files that stand outside the table, with what they may import besides.
 EXTRA = {
