@@ -178,6 +178,8 @@ def _from_folder(folder: Path, kind: str, dtype: torch.dtype | str) -> tuple[nn.
                 trust_remote_code=False,
                 weights_only=True,
                 ignore_mismatched_sizes=True,  # they are named and refused below
+                # Meant for fresh weights, it would divide the loaded out_proj by sqrt(layers).
+                rescale_prenorm_residual=False,
             )
     except SafetensorError as error:
         raise CheckpointError(f"the weights in {folder} are damaged: {brief(error)}") from error
