@@ -24,8 +24,8 @@ __all__ = ["Tile", "head_blocks", "tiles"]
 # Rows of a tile. Diagonal tiles cost n exponentials an entry, the others a multiplication per column.
 _ROWS = 16
 # Elements of the columns (h, n, t) of one block of heads, and of one diagonal batch (h, n, c, l, l).
-_CPU_BLOCK, _GPU_BLOCK = 2**20, 2**25
-_CPU_DIAGONAL, _GPU_DIAGONAL = 2**20, 2**26
+_CPU_BLOCK, _GPU_BLOCK = 2**19, 2**25
+_CPU_DIAGONAL, _GPU_DIAGONAL = 2**18, 2**26
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,14 @@ class _Parts:
                 steps = steps.masked_fill(~connected, -torch.inf)
             return steps.to(dtype).exp()
         rate = self.rate.view(*self.rate.shape[:2], *([1] * (steps.ndim - 3)))
-        kept = (steps.to(dtype) * rate).exp()
+        kept = (steps.to(dtype) * rate).exp_()
         # A reset must not enter the exponent: inf * 0 is NaN where the rate is 0.
-        return kept if connected is None else kept * connected
+        return kept if connected is None else _times(kept, connected)
 
     def rising(self) -> Tensor:
         """Decay since the chunk began, times read where states decay apart: (b, h, 1 | n, c, l)."""
         kept = self.decay(self.clock, None if self.marks is None else self.marks == 0)
-        return kept * self.read if self.wide else kept
+        return _times(kept, self.read) if self.wide else kept
 
     def falling(self) -> Tensor:
         """Decay until the chunk ends times dt, and write where states decay apart: (b, h, 1 | n, c, l)."""
@@ -183,10 +183,13 @@ class _Parts:
             connected = None
             if part.marks is not None:
                 connected = part.marks[..., :, None] == part.marks[..., None, :]
-            tile = part.decay(between, connected) * (part.products() if products is None else products)
-            tile = tile.sum(2)
+            kept = part.decay(between, connected)
+            if part.wide:
+                tile = _times(kept, part.products() if products is None else products).sum(2)
+            else:
+                tile = (kept * (part.products() if products is None else products)).squeeze(2)
             if part.gain is not None:
-                tile = tile * part.gain[:, :, 0, :, None, :]
+                tile = _times(tile, part.gain[:, :, 0, :, None, :])
             found.append(tile.tril())
         return torch.cat(found, 1)
 
@@ -210,6 +213,11 @@ class _Parts:
             None if self.rate is None else self.rate[block],
             None if self.marks is None else cut(self.marks),
         )
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """x * factor, in x's own memory where no gradient needs x."""
+    return x * factor if x.requires_grad or factor.requires_grad else x.mul_(factor)
 
 
 def _sum_after(x: Tensor) -> Tensor:

@@ -56,7 +56,9 @@ def scan(x: ScanInputs, picks: Sequence[int], want_output: bool) -> tuple[Tensor
         picked = torch.cat(states, 1).index_select(1, back)
     else:
         picked = state.new_empty(x.batch, 0, x.n_heads, x.head_dim, x.d_state)
-    return (torch.cat(outputs, 1) if want_output else None), state, picked
+    # A copy: the view would keep the boundary states of the whole last block alive.
+    final = state.clone(memory_format=torch.contiguous_format)
+    return (torch.cat(outputs, 1) if want_output else None), final, picked
 
 
 class _Block(NamedTuple):

@@ -33,16 +33,15 @@ def states(inputs: ScanInputs, at: Sequence[int] | None = None) -> Tensor:
             h = h - seen[..., None] * expand_groups(x.erase_write, x.n_heads)[:, t, :, None, :]
         h = h + x.value[:, t, :, :, None] * write[:, t, :, None, :]
         every.append(h)
-    if not every:
-        return h.new_zeros(x.batch, 0, x.n_heads, x.head_dim, x.d_state)
-    return torch.stack(every if at is None else [every[i] for i in at], dim=1)
+    picked = every if at is None else [every[i] for i in at]
+    return torch.stack(picked, dim=1) if picked else h.new_zeros(x.batch, 0, *h.shape[1:])
 
 
 def run(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """Outputs (b, t, h, p) and the final state (b, h, p, n)."""
     h = states(inputs)
     read = expand_groups(inputs.read.to(inputs.dtype), inputs.n_heads)
-    final = h[:, -1] if inputs.length else inputs.initial
+    final = h[:, -1] if inputs.length else inputs.cast().initial
     if final is None:
         final = h.new_zeros(inputs.batch, inputs.n_heads, inputs.head_dim, inputs.d_state)
     return torch.einsum("bthpn,bthn->bthp", h, read), final
