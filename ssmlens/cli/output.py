@@ -83,8 +83,13 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def bar(share: float, width: int = 20) -> str:
-    """A bar of ``share`` of the width."""
-    return "█" * max(0, min(width, round(share * width)))
+    """A bar of ``share`` of the width, in a character that stdout can show."""
+    block = "█"
+    try:
+        block.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        block = "#"
+    return block * max(0, min(width, round(share * width)))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,7 +94,8 @@ def _app_command(port: int, roots: list[str], headless: bool) -> list[str]:
 
 
 def _first_sentence(card: str) -> str:
-    """The first line of a card's text, front matter, headings and tables left out."""
+    """The first sentence of a card's text, front matter, headings and tables left out."""
     body = card.split("---\n", 2)[2] if card.startswith("---\n") and card.count("---\n") > 1 else card
-    lines = (line.strip() for line in body.splitlines())
-    return next((line for line in lines if line and line[0] not in "#|<!-"), "")
+    paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", body))
+    first = next((text for text in paragraphs if text and text[0] not in "#|<!-"), "")
+    return re.split(r"(?<=[.:;])\s", first)[0].rstrip(".:;")

@@ -11,9 +11,16 @@ Colours live in `ssmlens.plotting.palette`. The functions, the same in both worl
 ``Caption.of(trace, layer, reduction)`` carries model, layer, reduction, sign and reconstruction error there.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .caption import Caption
-from .figures import attention_map, half_life_map, save, state_norms, token_row
 from .scales import Limits, Pooled, pool_max_abs, symmetric_limits
+
+if TYPE_CHECKING:
+    from .figures import attention_map, half_life_map, save, state_norms, token_row
 
 __all__ = [
     "Caption",
@@ -27,3 +34,12 @@ __all__ = [
     "symmetric_limits",
     "token_row",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Pages and reports take colours and limits from here and never draw with matplotlib, which is slow to import.
+    if name in ("figures", "pages"):
+        return importlib.import_module(f".{name}", __name__)
+    if name in __all__:
+        return getattr(importlib.import_module(".figures", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
-__all__ = ["drawable", "label", "plain", "positions", "thin", "visible"]
+__all__ = ["apart", "drawable", "label", "plain", "positions", "thin", "visible"]
 
 EMPTY = "∅"
 _SPACE = "·"
@@ -22,6 +22,11 @@ def visible(token: str) -> str:
     '·the↵'
     """
     return "".join(_visible(c) for c in token) or EMPTY
+
+
+def apart(tokens: Sequence[str]) -> bool:
+    """True where the tokens themselves hold no space, so that running text needs gaps to show where they end."""
+    return len(tokens) > 1 and not any(c.isspace() for token in tokens for c in token)
 
 
 def plain(text: str) -> str:

@@ -38,6 +38,7 @@ ALL = "all"
 """Name of the map that combines every layer."""
 
 _BLOCK_NUMBERS = 16_000_000
+_DENSE_NUMBERS = 64_000_000
 _TOP = 10
 
 
@@ -85,6 +86,7 @@ class Numbers:
 
     Args:
         tokens: (t,) text of each token.
+        ids: (t,) their ids.
         layers: the layers with a recurrence, in order.
         n_layers: number of layers of the model, those without a recurrence included.
         combined: reduction -> (t, s) map of all layers together, see `combine`.
@@ -94,6 +96,7 @@ class Numbers:
     """
 
     tokens: list[str]
+    ids: list[int]
     layers: tuple[LayerNumbers, ...]
     n_layers: int
     combined: dict[str, Array]
@@ -144,6 +147,7 @@ def measure(
     tell("predictions", total - 1, total)
     numbers = Numbers(
         tokens=list(trace.tokens[row]),
+        ids=trace.ids[row, : len(trace.tokens[row])].tolist(),
         layers=tuple(layers),
         n_layers=len(trace.layers),
         combined={how: combine([layer.maps[how] for layer in layers]) for how in REDUCTIONS},
@@ -190,7 +194,7 @@ def _layer(mixer: MixerTrace, row: int, length: int) -> LayerNumbers:
     from ssmlens.analyses import memory
 
     rec = mixer.recurrence[row : row + 1, :length]
-    maps = {how: _numpy(rec.attention.reduce(how)[0]) for how in REDUCTIONS}
+    maps = _maps(rec)
     lives = _numpy(memory.half_life(rec).value)[0].reshape(rec.n_heads, -1)  # (h, n), (h, 1) where states share it
     return LayerNumbers(
         layer=mixer.layer,
@@ -205,6 +209,16 @@ def _layer(mixer: MixerTrace, row: int, length: int) -> LayerNumbers:
         mean_distance=_numpy(rec.attention.distance(rows=[length - 1])[0, :, 0]),
         norms=state_norms(rec)[0],
     )
+
+
+def _maps(rec: Recurrence) -> dict[str, Array]:
+    """Every reduction of the implicit attention, (t, s); the matrices of short texts are computed once for all."""
+    attention = rec.attention
+    _, heads, rows, columns = attention.shape
+    if heads * rows * columns > _DENSE_NUMBERS:
+        return {how: _numpy(attention.reduce(how)[0]) for how in REDUCTIONS}
+    full = attention.dense()[0]
+    return {"mean": _numpy(full.mean(dim=0)), "norm": _numpy(full.norm(dim=0))}
 
 
 def predictions(

@@ -136,10 +136,11 @@
     c.strokeRect(x - Math.max(g.unit, 4) / 2 - 1, y - Math.max(g.unit, 4) / 2 - 1, Math.max(g.unit, 4) + 2, Math.max(g.unit, 4) + 2);
   };
   const around = (node, at, before, after) => {
+    const space = data.apart ? " " : "";
     const from = Math.max(0, at - before), to = Math.min(n, at + after + 1);
     const mark = document.createElement("mark");
     mark.textContent = data.labels[at];
-    node.replaceChildren((from ? "…" : "") + data.labels.slice(from, at).join(""), mark, data.labels.slice(at + 1, to).join("") + (to < n ? "…" : ""));
+    node.replaceChildren((from ? "…" : "") + data.labels.slice(from, at).map((x) => x + space).join(""), mark, data.labels.slice(at + 1, to).map((x) => space + x).join("") + (to < n ? "…" : ""));
   };
   const valueAt = (t, s) => (exact || t !== n - 1 ? cell(numbers(packedMap()), Math.floor(t / factor), Math.floor(s / factor)) : rowOf(t)[s]);
   const describe = () => {

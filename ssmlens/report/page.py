@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from ssmlens.plotting import palette
 from ssmlens.plotting.caption import UNSIGNED, Caption
-from ssmlens.plotting.labels import plain, visible
+from ssmlens.plotting.labels import apart, plain, visible
 from ssmlens.plotting.scales import causal, pool_max_abs, symmetric_limits
-from ssmlens.report import sections
+from ssmlens.report import about, sections
 from ssmlens.report.numbers import ALL, REDUCTIONS, Numbers
 
 __all__ = ["MAX_CELLS", "TEXT_POWER", "render"]
@@ -42,14 +42,14 @@ def render(numbers: Numbers, title: str | None = None) -> str:
         "heading": escape(title),
         "style": _style(),
         "script": _file("page.js"),
-        "lead": sections.lead(numbers),
-        "facts": sections.facts(numbers),
+        "lead": about.lead(numbers),
+        "facts": about.facts(numbers),
         "layer_options": sections.options(
             [(ALL, "all layers"), *((str(x.layer), f"layer {x.layer}") for x in numbers.layers)]
         ),
         "how_options": sections.options((how, Caption(reduction=how).reduction_words) for how in REDUCTIONS),
         "sections": sections.body(numbers, _shades(numbers)),
-        "footer": sections.footer(numbers),
+        "footer": about.footer(numbers),
         "data": _json(_data(numbers, factor)),
     }
     return Template(_file("page.html")).substitute(fill)
@@ -70,6 +70,7 @@ def _data(numbers: Numbers, factor: int) -> dict[str, Any]:
     return {
         "tokens": numbers.tokens,
         "labels": [visible(token) for token in numbers.tokens],
+        "apart": apart(numbers.tokens),
         "layers": layers,
         "reductions": list(REDUCTIONS),
         "unsigned": [how for how in REDUCTIONS if how in UNSIGNED],

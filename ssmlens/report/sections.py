@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -11,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmlens.plotting.caption import Caption
-from ssmlens.plotting.labels import plain, visible
+from ssmlens.plotting.labels import apart, visible
 from ssmlens.report import charts, wording
+from ssmlens.report.about import FAMILIES, badge, settings
 from ssmlens.report.numbers import ALL, REDUCTIONS, LayerNumbers, Numbers
 
-__all__ = ["body", "facts", "footer", "lead", "options"]
+__all__ = ["body", "options"]
 
 Array = NDArray[np.float64]
 
 _STRONGEST = 8
-_SHORT_TEXT = 400
-_FAMILIES = {"mamba1": "Mamba-1", "mamba2": "Mamba-2"}
+_THUMBS_PER_ROW = 12
 
 
 def options(pairs: Iterable[tuple[str, str]]) -> str:
@@ -29,48 +28,10 @@ def options(pairs: Iterable[tuple[str, str]]) -> str:
     return "".join(f'<option value="{escape(k)}">{escape(text)}</option>' for k, text in pairs)
 
 
-def lead(numbers: Numbers) -> str:
-    """One sentence: what ran over what."""
-    families = sorted({_FAMILIES.get(x.family, x.family) for x in numbers.layers})
-    shown = "" if len(numbers.layers) == numbers.n_layers else f" of {numbers.n_layers}"
-    return (
-        f"One forward pass over {_count(len(numbers.tokens), 'token')}: what its {len(numbers.layers)}{shown} "
-        f"{escape(' and '.join(families))} {'layer' if len(numbers.layers) == 1 else 'layers'} wrote into their "
-        "states, kept, and read back; each figure rests on numbers that were checked against the model itself."
-    )
-
-
-def facts(numbers: Numbers) -> str:
-    """The row of key facts, with the verdict on the reconstruction."""
-    sizes = {(x.n_heads, x.head_dim, x.d_state) for x in numbers.layers}
-    h, p, n = max(sizes)
-    state = f"{h} heads × {p} × {n}" if len(sizes) == 1 else f"up to {h} heads × {p} × {n}"
-    best = numbers.predictions[0]
-    pairs = [
-        ("Tokens", str(len(numbers.tokens))),
-        ("State per layer", state),
-        ("Computed in", escape(str(numbers.settings.get("dtype", "")))),
-        ("Next token", f'<span class="mono">{escape(visible(best.text))}</span> {best.probability:.0%}'),
-    ]
-    verdict = _badge(numbers.verified, "verified", "not verified")
-    words = f"{numbers.worst_error:.1e} {verdict}"
-    cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in pairs)
-    return cells + f'<div class="wide"><dt>Largest reconstruction error</dt><dd>{words}</dd></div>'
-
-
 def body(numbers: Numbers, shades: Array) -> str:
     """All sections in order; ``shades`` is the signed opacity of each token as the page opens."""
     parts = [_warning(numbers), _text(numbers, shades), _maps(numbers), _half_lives(numbers), _norms(numbers)]
-    return "".join([*parts, _errors(numbers), _settings(numbers)])
-
-
-def footer(numbers: Numbers) -> str:
-    """The colophon."""
-    return (
-        "Made by ssmlens. This page is one file: it loads nothing and sends nothing. Implicit attention follows Ali, "
-        "Zimerman and Wolf, “The Hidden Attention of Mamba Models” (ACL 2025), with the step size of the source "
-        "included."
-    )
+    return "".join([*parts, _errors(numbers), settings(numbers)])
 
 
 def _warning(numbers: Numbers) -> str:
@@ -85,6 +46,7 @@ def _warning(numbers: Numbers) -> str:
 
 def _text(numbers: Numbers, shades: Array) -> str:
     spans = []
+    kind = "text apart" if apart(numbers.tokens) else "text"
     for i, (token, shade) in enumerate(zip(numbers.tokens, shades)):
         sign = " p" if shade > 0 else " n" if shade < 0 else ""
         last = " reader" if i == len(numbers.tokens) - 1 else ""
@@ -92,7 +54,7 @@ def _text(numbers: Numbers, shades: Array) -> str:
         spans.append(f'<span class="tok{sign}{last}" data-i="{i}"{style}>{_inline(token)}</span>')
     return (
         '<section id="text"><h2>The text, shaded by what <span id="who-reads">its last token</span> reads</h2>'
-        '<div class="panel"><div class="columns"><div><div class="text" id="tokens" tabindex="0" role="group" '
+        f'<div class="panel"><div class="columns"><div><div class="{kind}" id="tokens" tabindex="0" role="group" '
         'aria-label="The text: arrow keys move along the tokens, Enter makes a token the reader">'
         f'{"".join(spans)}</div><p class="readout" id="readout" aria-live="polite"></p>'
         '<p class="scale">shading grows with the square root of magnitude; <span id="textscale"></span></p></div>'
@@ -129,6 +91,7 @@ def _predictions(numbers: Numbers) -> str:
 
 def _maps(numbers: Numbers) -> str:
     names = [(ALL, "all layers"), *((str(x.layer), f"layer {x.layer}") for x in numbers.layers)]
+    columns = math.ceil(len(names) / math.ceil(len(names) / _THUMBS_PER_ROW))
     thumbs = "".join(
         f'<button type="button" data-layer="{key}" aria-pressed="{str(key == ALL).lower()}">'
         f'<canvas aria-hidden="true"></canvas>{name}</button>'
@@ -144,7 +107,8 @@ def _maps(numbers: Numbers) -> str:
         '(row)</dt><dd id="who"></dd><dt>source token s (column)</dt><dd id="what"></dd><dt>distance</dt>'
         '<dd id="distance"></dd><dt>M[t, s]</dt><dd id="value"></dd></dl>'
         f"{_strongest(numbers)}<noscript><p>The maps are drawn by this page's own script, which is switched off; the "
-        'table lists their strongest entries.</p></noscript></div></div><div class="thumbs" role="group" '
+        "table lists their strongest entries.</p></noscript></div></div>"
+        f'<div class="thumbs" role="group" style="--columns:{columns}" '
         f'aria-label="Layers">{thumbs}</div></div>{_explain(wording.MAP)}</section>'
     )
 
@@ -247,9 +211,9 @@ def _norms(numbers: Numbers) -> str:
 
 def _errors(numbers: Numbers) -> str:
     rows = "".join(
-        f"<tr><td>layer {x.layer}</td><td class=left>{escape(_FAMILIES.get(x.family, x.family))}</td><td>{x.n_heads}"
+        f"<tr><td>layer {x.layer}</td><td class=left>{escape(FAMILIES.get(x.family, x.family))}</td><td>{x.n_heads}"
         f"</td><td>{x.head_dim}</td><td>{x.d_state}</td><td>{x.error:.2e}</td>"
-        f"<td>{_badge(x.error <= numbers.tolerance, 'pass', 'fail')}</td></tr>"
+        f"<td>{badge(x.error <= numbers.tolerance, 'pass', 'fail')}</td></tr>"
         for x in numbers.layers
     )
     names = ("layer", "family", "heads", "channels per head", "states", "reconstruction error", "verdict")
@@ -261,41 +225,9 @@ def _errors(numbers: Numbers) -> str:
     )
 
 
-def _settings(numbers: Numbers) -> str:
-    flat: list[tuple[str, str]] = []
-    for key, value in numbers.settings.items():
-        if isinstance(value, dict):
-            flat += [(f"{key}: {k}", str(v)) for k, v in value.items()]
-        else:
-            flat.append((key.replace("_", " "), str(value)))
-    rows = "".join(f'<tr><td>{escape(k)}</td><td class="left">{escape(plain(v))}</td></tr>' for k, v in flat)
-    text = "".join(numbers.tokens)
-    short = len(text) <= _SHORT_TEXT and plain(text) == text
-    model = str(numbers.settings["model"])
-    given = f"--text {shlex.quote(text)}" if short else "--file text.txt"
-    command = f"ssmlens report --model {shlex.quote(plain(model))} {given} --out report.html"
-    code = (
-        f"import ssmlens\nlens = ssmlens.load({model!r})\ntrace = lens.trace(text).check()\n"
-        f"trace[{numbers.layers[0].layer}].recurrence.attention.reduce({REDUCTIONS[0]!r})   # (b, t, s)"
-    )
-    return (
-        '<section id="settings"><h2>Settings and versions</h2><div class="panel two"><table><tbody>'
-        f"{rows}</tbody></table><div><h3>The same numbers in Python</h3><pre>{escape(code)}</pre>"
-        f"<h3>The same page again</h3><pre>{escape(command)}</pre></div></div></section>"
-    )
-
-
 def _explain(pair: Sequence[str]) -> str:
     shows, hides = pair
     return f'<div class="explain"><p><b>What it shows.</b> {shows}</p><p><b>What it does not.</b> {hides}</p></div>'
-
-
-def _badge(good: bool, yes: str, no: str) -> str:
-    return f'<span class="badge good">✓ {yes}</span>' if good else f'<span class="badge bad">✗ {no}</span>'
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _percent(p: float) -> str:

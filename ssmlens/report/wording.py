@@ -6,8 +6,9 @@ TEXT = (
     "wrote, <b class=neg>blue</b> (dashed underline) subtracts it. Choose any token to make it the reader. "
     "For all layers together, each layer's row is divided by its largest magnitude before the mean is taken.",
     "M is signed and unnormalised: not a probability, not a share, and not the cause of the prediction. It leaves "
-    "out the short convolution before the scan, the skip, the gate, the norm, the output projection and the "
-    "residual stream around them. A mean over heads lets opposite signs cancel; the norm does not.",
+    "out the skip, the gate, the norm, the output projection and the residual stream around them. The short "
+    "convolution before the scan has already mixed the last few tokens into s, so a read often lands just after the "
+    "token that matters. A mean over heads lets opposite signs cancel; the norm does not.",
 )
 
 MAP = (

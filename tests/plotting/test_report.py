@@ -183,7 +183,31 @@ def test_settings_and_versions_are_listed(html, trace):
     text = Page(html).text["settings"]
     for word in ("float32", trace.settings["fingerprint"], *trace.settings["versions"].values()):
         assert word in text
-    assert "ssmlens report --model" in text
+    assert f"ssmlens report --model Mamba2ForCausalLM --text '{TEXT}'" in text
+
+
+@pytest.mark.parametrize("prompt", ["a�b", "abc", "x y\tz"])
+def test_a_text_that_its_tokens_do_not_spell_is_given_as_ids(lens, prompt):
+    trace = lens.trace(prompt)
+    text = Page(report.build(trace)).text["settings"]
+    assert f"--ids {','.join(map(str, trace.ids[0].tolist()))} " in text
+
+
+def test_tokens_without_spaces_are_set_apart(lens):
+    assert 'class="text apart"' in report.build(lens, "abc")
+    assert 'class="text apart"' not in report.build(lens, "a bc")
+
+
+def test_long_and_short_texts_take_the_same_maps(trace, monkeypatch):
+    from ssmlens.report import numbers
+
+    rec = trace[1].recurrence
+    short = numbers._maps(rec)
+    monkeypatch.setattr(numbers, "_DENSE_NUMBERS", 0)
+    long = numbers._maps(rec)
+    assert set(short) == set(long) == set(REDUCTIONS)
+    for how in REDUCTIONS:
+        assert np.allclose(short[how], long[how], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("title", [None, EVIL])
