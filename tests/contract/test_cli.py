@@ -6,10 +6,10 @@ import csv
 import io
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -393,11 +393,13 @@ def test_a_reader_that_leaves_early_causes_no_noise():
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
+    # Processor time: a wall clock would measure what else the machine is doing.
     taken = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert shell("--help").returncode == 0
-        taken.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(taken) < 0.4
     heavy = ["torch", "transformers", "matplotlib", "plotly", "streamlit", "pandas", "numpy"]
     code = f"import sys, ssmlens.cli; print([m for m in {heavy} if m in sys.modules])"
