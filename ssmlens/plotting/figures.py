@@ -30,7 +30,7 @@ _FONT = "DejaVu Sans"
 _MONO = "DejaVu Sans Mono"
 _SMALL = 8.0
 _NOTE_CHARACTERS_PER_INCH = 17
-_MAX_LABELS = 64
+_MAX_LABELS = 84
 _CELL_INCHES = 0.16
 _MIN_SIDE, _MAX_SIDE = 3.6, 8.4
 _LINE_CHARACTERS = 88
@@ -50,7 +50,7 @@ def attention_map(
     Args:
         matrix: (t, s) one reduction or one head of the implicit attention, in units of y per value; above the
             diagonal nothing is drawn.
-        tokens: one text per position; thinned to at most 64 labels, all of the map is drawn.
+        tokens: one text per position; thinned to at most 84 labels, all of the map is drawn.
         caption: model, layer, reduction and reconstruction error for the title and the note.
         quantile: quantile of the magnitudes at which the colours end.
         most: largest number of cells per side; longer maps show the largest magnitude of each block.
@@ -168,7 +168,7 @@ def state_norms(
 
     Args:
         norms: layer -> (t,) Euclidean norm of the layer's whole state after each token.
-        tokens: one text per position, thinned to at most 64 labels.
+        tokens: one text per position, thinned to at most 84 labels.
         caption: as for `attention_map`.
 
     Raises:
