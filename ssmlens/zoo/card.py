@@ -35,17 +35,48 @@ def _percent(x: float) -> str:
     return f"{100 * x:.1f} %"
 
 
-def _recipe(log: dict[str, Any], seen: str) -> str:
-    recipe, where = log["recipe"], log["environment"]
+def _stage(stage: dict[str, Any], seen: str) -> str:
+    where = stage["environment"]
+    return (
+        f"{stage['steps']} steps of {stage['batch']} x {stage['length']} tokens ({seen}) in "
+        f"{stage['seconds']:.0f} s on {where['device']} (torch {where['torch']}, transformers "
+        f"{where['transformers']}). AdamW(0.9, 0.95), peak learning rate {stage['rate']:g}, {stage['warmup']} steps "
+        f"of warm-up, then a cosine over the run; weight decay {stage['weight_decay']:g} on projection matrices only, "
+        f"gradient norm clipped at 1, seed {stage['seed']}."
+    )
+
+
+def _stored(recipe: dict[str, Any]) -> str:
     config = ", ".join(f"{k} {v}" for k, v in recipe["config"].items())
     return (
-        f"{recipe['steps']} steps of {recipe['batch']} x {recipe['length']} tokens ({seen}) in "
-        f"{log['seconds']:.0f} s on {where['device']} (torch {where['torch']}, transformers "
-        f"{where['transformers']}). AdamW(0.9, 0.95), peak learning rate {recipe['rate']:g}, {recipe['warmup']} steps "
-        f"of warm-up, then a cosine over the run; weight decay {recipe['weight_decay']:g} on projection matrices only, "
-        f"gradient norm clipped at 1, seed {recipe['seed']}. Stored as {recipe['save_dtype']}; the numbers below were "
-        f"measured with the stored values, computing in float32.\n\nConfiguration: {config}."
+        f"Stored as {recipe['save_dtype']}; the numbers above were measured with the stored values, computing in "
+        f"float32.\n\nConfiguration: {config}."
     )
+
+
+def _stages(log: dict[str, Any]) -> str:
+    """The stages of an English model, and what the second one does to recall."""
+    parts = []
+    for number, stage in enumerate(log["stages"], 1):
+        seen = f"{stage['tokens_seen'] / 1e6:.0f} M tokens seen"
+        text = f"Stage {number}, {stage['stage']}: {_stage(stage, seen)}"
+        if stage["stage"] == "recall":
+            first, last = stage["dense_share"]
+            text += (
+                f" Of the windows, {first:.0%} falling to {last:.0%} are dense: 2 to 8 pairs are told and asked over "
+                f"and over, first without and later with prose in between ({stage['windows']:,} windows, asked values "
+                f"at weight {stage['asked_weight']:g} in the loss); the rest is the mix of stage 1. Share of asked tokens "
+                "that are the first choice in windows kept apart:\n\n"
+            )
+            found = [e for e in stage["loss"] if "recall_easy" in e]
+            shown = found[:: max(1, len(found) // 12)]
+            shown += found[-1:] if shown[-1] is not found[-1] else []
+            text += _table(
+                ("step", "easier half", "harder half"),
+                ((e["step"], _percent(e["recall_easy"]), _percent(e["recall_hard"])) for e in shown),
+            )
+        parts.append(text)
+    return "\n\n".join(parts)
 
 
 def _data(log: dict[str, Any]) -> str:
@@ -61,7 +92,7 @@ def _data(log: dict[str, Any]) -> str:
     return (
         f"{_table(('part', 'source', 'licence'), SOURCES)}\n\n{shares}\n\n"
         "Sampled 0.60 narrative, 0.25 facts (half of it questions), 0.15 technical; 7 % of the windows come from "
-        "generated key-value texts, so that recall from context is learnt. Held out whole, with every question "
+        "generated key-value texts. Held out whole, with every question "
         f"about those countries: {held}."
     )
 
@@ -87,7 +118,7 @@ Material for studying what a state space model remembers: traces, implicit atten
 
 It writes sentences that read like its sources and go nowhere: no reasoning, no reliable facts, no instruction
 following. Its world is 19th-century prose, speeches, a dictionary, an almanac and two manuals. It reproduces the
-views and the language of those texts. It was trained on windows of {log["recipe"]["length"]} tokens;
+views and the language of those texts. It was trained on windows of {log["stages"][-1]["length"]} tokens;
 longer contexts are outside of what it learnt. Do not use it to inform anyone about anything.
 
 ## Held-out text, bits per byte (lower is better)
@@ -120,7 +151,9 @@ Temperature 0.8, the 40 likeliest tokens, seed set before each; the prompt in bo
 
 ## Recipe
 
-{_recipe(log, f"{log['tokens_seen'] / 1e6:.0f} M tokens seen")}
+{_stages(log)}
+
+{_stored(log["recipe"])}
 
 Train it again: `python -m ssmlens.zoo.train {log["name"]} --text DIR`.
 
@@ -169,7 +202,9 @@ load. No outside data, hence no outside licence.
 
 ## Recipe
 
-{_recipe(log, f"{log['sequences_seen'] / 1e6:.2f} M sequences seen")}
+{_stage(recipe | log, f"{log['sequences_seen'] / 1e6:.2f} M sequences seen")}
+
+{_stored(recipe)}
 
 Learning rates tried, accuracy at the training loads on sequences apart from the table's; the best was kept:
 

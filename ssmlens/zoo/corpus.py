@@ -159,7 +159,10 @@ def synthetic_text(directory: str | Path, sentences: int = 12) -> Path:
     facts = [
         "\n\n".join(f"{w.split()[-1]} (n): {prose(i)}" for i, w in enumerate(who)),
         *(f"{c}\n\nBackground: {prose(i)}\n\nCapital name: {c}ville" for i, c in enumerate(countries)),
-        "\n\n".join(f"Question: What is the capital of {c}? Answer: {c}ville." for c in countries),
+        "\n\n".join(
+            [f"Question: What is the capital of {c}? Answer: {c}ville." for c in countries]
+            + [f"Question: Who {d} {p}? Answer: {w}." for w, d in zip(who, does) for p in where]
+        ),
     ]
     technical = [f"The function returns a value. {prose(50 + i)}" for i in range(4)]
     for name, documents in zip(FILES, (narrative, facts, technical)):

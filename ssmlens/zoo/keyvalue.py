@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Answer", "KeyValueText", "generate", "sentences"]
+__all__ = ["STYLES", "Answer", "KeyValueText", "Style", "distinct", "generate", "sentences"]
 
 # ruff: noqa: SIM905 -- word lists read better as text
 
@@ -53,7 +53,7 @@ class KeyValueText:
 
 
 @dataclass(frozen=True)
-class _Style:
+class Style:
     """How a pair is told and asked: each template is text before the value and text after it."""
 
     key: Callable[[random.Random], str]
@@ -84,7 +84,7 @@ def _office(rng: random.Random) -> str:
 
 
 STYLES = (
-    _Style(
+    Style(
         _thing,
         _code,
         ("The code of the {} is ", "."),
@@ -94,26 +94,27 @@ STYLES = (
         ),
         " ",
     ),
-    _Style(
+    Style(
         _office,
         _name,
         ("The {} is called ", "."),
         (("The {} is called ", "."), ("Question: What is the {} called? Answer: ", ".")),
         " ",
     ),
-    _Style(_name, _amount, ("{}: ", ""), (("{}: ", ""),), "\n"),
-    _Style(
+    Style(_name, _amount, ("{}: ", ""), (("{}: ", ""),), "\n"),
+    Style(
         lambda rng: rng.choice(GOODS),
         _amount,
         ("The price of {} is ", "."),
         (("The price of {} is ", "."), ("Question: What is the price of {}? Answer: ", ".")),
         " ",
     ),
-    _Style(_name, _code, ("{} has the ticket ", "."), (("{} has the ticket ", "."),), " "),
+    Style(_name, _code, ("{} has the ticket ", "."), (("{} has the ticket ", "."),), " "),
 )
 
 
-def _distinct(rng: random.Random, draw: Callable[[random.Random], str], count: int) -> list[str]:
+def distinct(rng: random.Random, draw: Callable[[random.Random], str], count: int) -> list[str]:
+    """``count`` different words that ``draw`` makes, in the order drawn."""
     found: dict[str, None] = {}
     while len(found) < count:
         found[draw(rng)] = None
@@ -152,7 +153,7 @@ def generate(rng: random.Random, fillers: Sequence[str], pairs: int | None = Non
     if not 1 <= count <= 12:
         raise ValueError(f"pairs is 1 to 12, got {count}")
     style = rng.choice(STYLES)
-    keys, values = _distinct(rng, style.key, count), _distinct(rng, style.value, count)
+    keys, values = distinct(rng, style.key, count), distinct(rng, style.value, count)
     pieces: list[str] = []
     source: list[tuple[int, int]] = []
     answers: list[Answer] = []

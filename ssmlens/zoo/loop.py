@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +16,13 @@ from .recipes import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Budget", "describe", "environment", "make_optimizer", "optimise", "scheduled_rate"]
+__all__ = ["Batch", "Budget", "describe", "environment", "make_optimizer", "optimise", "scheduled_rate"]
 
 FINAL_RATE = 0.02
 LOG_EVERY = 20
+PROBE_EVERY = 100
+
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]  # ids, targets and, when they differ, weights
 
 
 class Budget:
@@ -58,26 +61,40 @@ def environment(device: torch.device) -> dict[str, str]:
     return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
+def _loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Mean cross-entropy in nats, weighted when the batch says so."""
+    ids, targets, *weights = batch
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
+        logits = model(ids, use_cache=False).logits
+    if not weights:
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").float()
+    weight = weights[0].flatten()
+    return (each * weight).sum() / weight.sum()
+
+
 def optimise(
     model: PreTrainedModel,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    batches: Iterator[Batch],
     plan: Recipe,
     rate: float,
     budget: Budget,
     label: str,
+    probe: Callable[[PreTrainedModel], dict[str, float]] | None = None,
 ) -> list[dict[str, float]]:
     """Train until the budget is spent.
 
     Args:
         model: in train mode, on its device; scans already swapped.
-        batches: endless (ids, targets), -100 where nothing is to be predicted.
+        batches: endless (ids, targets), -100 where nothing is to be predicted, or (ids, targets, weights).
         plan: warm-up and weight decay.
         rate: peak learning rate.
         budget: what may be spent.
         label: starts each line of progress.
+        probe: measures more for the log every 100 steps and at the end.
 
     Returns:
-        one entry each few steps: step, seconds, loss in nats, rate.
+        one entry each few steps: step, seconds, loss in nats, rate, and what the probe found.
 
     Raises:
         RuntimeError: when the loss is no number any more.
@@ -91,10 +108,7 @@ def optimise(
         now = scheduled_rate(rate, step, plan.warmup, spent)
         for group in optimizer.param_groups:
             group["lr"] = now
-        ids, targets = next(batches)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(ids, use_cache=False).logits
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss = _loss(model, next(batches))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -110,9 +124,12 @@ def optimise(
                 raise RuntimeError(f"{label}: the loss is {value} at step {step}")
             seconds = time.monotonic() - budget.start
             log.append({"step": step, "seconds": round(seconds, 2), "loss": round(value, 5), "rate": now})
-            if seconds - shown > 10 or step == LOG_EVERY:
+            if probe and (step % PROBE_EVERY == 0 or spent >= 1.0):
+                log[-1] |= probe(model)
+            if seconds - shown > 10 or step == LOG_EVERY or len(log[-1]) > 4:
                 shown = seconds
-                print(f"{label} step {step} {seconds:.0f} s loss {value:.4f} spent {spent:.2f}", flush=True)
+                more = "".join(f" {key} {x:.3f}" for key, x in log[-1].items() if key.startswith("recall"))
+                print(f"{label} step {step} {seconds:.0f} s loss {value:.4f} spent {spent:.2f}{more}", flush=True)
     return log
 
 

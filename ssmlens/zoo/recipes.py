@@ -10,7 +10,9 @@ from . import recall_task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["RECIPES", "Recipe", "make_model", "recipe"]
+__all__ = ["RECALL_SHARE", "RECIPES", "Recipe", "make_model", "recall_stage", "recipe"]
+
+RECALL_SHARE = 0.45  # of the budget of an English model, when one command runs both stages
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Recipe:
         if self.family == "mamba2":
             small |= {"num_heads": 4, "head_dim": 16, "chunk_size": 16}
         config = self.config | small
-        return replace(self, config=config, batch=4, length=64, steps=8, rates=self.rates[:2], warmup=2)
+        length = 96 if self.task == "english" else 64  # a window of the recall stage tells and asks
+        return replace(self, config=config, batch=4, length=length, steps=8, rates=self.rates[:2], warmup=2)
 
 
 ENGLISH = {"vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 10, "initializer_range": 0.02}
@@ -90,6 +93,13 @@ def recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise KeyError(f"no recipe {name!r}: the models are {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def recall_stage(plan: Recipe) -> Recipe:
+    """The recipe of the second stage of an English model: half the learning rate, other draws."""
+    return replace(
+        plan, rates=tuple(rate / 2 for rate in plan.rates), warmup=(plan.warmup + 1) // 2, seed=plan.seed + 1_000
+    )
 
 
 def make_model(family: str, config: dict[str, Any]) -> PreTrainedModel:

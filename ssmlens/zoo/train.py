@@ -19,7 +19,7 @@ import torch
 from .card import write_card
 from .corpus import synthetic_text
 from .data import Pack, build
-from .english import train_english
+from .english import STAGES, train_english
 from .ngram import baseline
 from .recall import train_recall
 from .recipes import RECIPES, Recipe, recipe
@@ -44,7 +44,8 @@ def _pack(options: argparse.Namespace) -> Pack:
 
 def _english(plan: Recipe, options: argparse.Namespace, out: Path, device: torch.device) -> None:
     pack = _pack(options)
-    train_english(plan, pack, out, device, options.minutes, options.scan)
+    start = Path(options.start) if options.start else None
+    train_english(plan, pack, out, device, options.minutes, options.scan, options.stage, start)
     measured = Path(options.pack or "") / "baseline.json"
     if options.pack and measured.is_file():
         score = json.loads(measured.read_text(encoding="utf-8"))
@@ -64,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--text", help="directory with narrative, facts and technical .txt[.xz]")
     parser.add_argument("--pack", help="folder written by python -m ssmlens.zoo.data, instead of --text")
     parser.add_argument("--out", help="folder to write (default: NAME in the current folder)")
-    parser.add_argument("--minutes", type=float, help="wall-clock limit of the training loop (of each rate)")
+    parser.add_argument("--stage", choices=STAGES, default="both", help="of an English model (default both)")
+    parser.add_argument("--from", dest="start", metavar="FOLDER", help="trained model for --stage recall")
+    parser.add_argument("--minutes", type=float, help="wall-clock limit of the training loops (of each rate)")
     parser.add_argument("--steps", type=int, help="most steps")
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates instead of the recipe's")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0)")
