@@ -65,8 +65,8 @@ def _stages(log: dict[str, Any]) -> str:
             text += (
                 f" Of the windows, {first:.0%} falling to {last:.0%} are dense: 2 to 8 pairs are told and asked over "
                 f"and over, first without and later with prose in between ({stage['windows']:,} windows, asked values "
-                f"at weight {stage['asked_weight']:g} in the loss); the rest is the mix of stage 1. Share of asked tokens "
-                "that are the first choice in windows kept apart:\n\n"
+                f"at weight {stage['asked_weight']:g} in the loss); the rest is the mix of stage 1. Share of asked "
+                "tokens that are the first choice in windows kept apart:\n\n"
             )
             found = [e for e in stage["loss"] if "recall_easy" in e]
             shown = found[:: max(1, len(found) // 12)]
