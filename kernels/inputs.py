@@ -13,8 +13,8 @@ The state after step t contains token t. Axes: ``b`` batch, ``t`` time, ``h`` he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 import builtins
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
