@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from .card import write_card
 from .corpus import synthetic_text
 from .data import Pack, build
 from .english import STAGES, train_english
+from .model_card import write_card
 from .ngram import baseline
 from .recall import train_recall
 from .recipes import RECIPES, Recipe, recipe

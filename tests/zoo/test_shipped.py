@@ -7,8 +7,8 @@ import torch
 
 from ssmlens import zoo
 from ssmlens.zoo import recall_task
-from ssmlens.zoo.card import render
 from ssmlens.zoo.evaluate import recall_accuracy, snippet_score
+from ssmlens.zoo.model_card import render
 
 ENGLISH = ("mamba1-english", "mamba2-english")
 RECALL = ("mamba1-recall", "mamba2-recall")

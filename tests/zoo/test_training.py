@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from ssmlens.zoo import recall_task
-from ssmlens.zoo.card import render, write_card
 from ssmlens.zoo.data import HeldOut
 from ssmlens.zoo.evaluate import bits_per_byte, held_out_scores, snippet_score
 from ssmlens.zoo.folder import round_weights, save_folder
 from ssmlens.zoo.loop import Budget, make_optimizer, scheduled_rate
+from ssmlens.zoo.model_card import render, write_card
 from ssmlens.zoo.recipes import RECIPES, make_model, recipe
 from ssmlens.zoo.scans import training_scans
 from ssmlens.zoo.train import main

@@ -1,4 +1,4 @@
-"""Model cards, rendered from the numbers that training wrote: ``python -m ssmlens.zoo.card FOLDER``."""
+"""Model cards, rendered from the numbers that training wrote: ``python -m ssmlens.zoo.model_card FOLDER``."""
 
 from __future__ import annotations
 
