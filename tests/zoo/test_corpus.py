@@ -25,7 +25,7 @@ def test_holds_out_what_it_says(text):
         if document.group == "countries":
             assert f" {document.title}?" not in everything
     questions = kept["questions"][0].split("\n\n")
-    assert sum(q.startswith("Question: What is the capital of ") for q in questions) == 2  # of 22 countries, 20 are gone
+    assert sum(q.startswith("Question: What is the capital of ") for q in questions) == 2  # 20 of 22 are gone
 
 
 def test_split_is_deterministic_and_complete(text):
