@@ -202,11 +202,12 @@ def test_an_unfaithful_rebuild_shows(part: str, monkeypatch: pytest.MonkeyPatch)
         assert min(errors.values()) > 1e-5, (scan, errors)
 
 
-def test_nan_in_a_forward_is_reported_not_hidden() -> None:
+@pytest.mark.parametrize("part", ["A_log", "out_proj.weight", "in_proj.weight"])
+def test_nan_in_a_forward_is_reported_not_hidden(part: str) -> None:
     model = checkpoints.mamba2()
     lens = ssmlens.load(model)
     with torch.no_grad():
-        model.backbone.layers[1].mixer.A_log[0] = float("nan")
+        model.get_parameter(f"backbone.layers.1.mixer.{part}").view(-1)[0] = float("nan")
     trace = lens.trace(IDS)
     assert trace.reconstruction_error[0] <= 1e-10
     assert trace.reconstruction_error[1] != trace.reconstruction_error[1]
