@@ -26,7 +26,7 @@ __all__ = ["scan"]
 
 # Elements of one (block, rows, groups, n, d) buffer: half a megabyte of float32 stays in a core's L2
 # cache; a GPU wants work for every multiprocessor and still finds 32 MB in its L2.
-_CPU_BLOCK, _GPU_BLOCK = 2**17, 2**26
+_CPU_BLOCK, _GPU_BLOCK = 2**19, 2**26
 # Elements advanced by one step. Below the CPU figure calls dominate; above it the block gets too short.
 _CPU_STEP, _GPU_STEP = 2**15, 2**22
 _MIN_CHUNK = 16

@@ -25,6 +25,8 @@ _SCALAR_CHUNK, _VECTOR_CHUNK = 64, 16
 _MAX_CHUNKS = 32
 # Elements of the largest buffer of one block.
 _CPU_BUDGET, _GPU_BUDGET = 2**23, 2**28
+# States made at a time: beyond 32 MB a buffer is fetched from the system anew, page by page.
+_CPU_STATES = 2**21
 
 
 def scan(x: ScanInputs, picks: Sequence[int], want_output: bool) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -38,27 +40,47 @@ def scan(x: ScanInputs, picks: Sequence[int], want_output: bool) -> tuple[Tensor
     state = x.initial
     if state is None:
         state = x.value.new_zeros(x.batch, x.n_heads, x.head_dim, x.d_state)
+    many = len(picks) > x.length // 4
+    if many and not (want_output or x.value.is_cuda or torch.is_grad_enabled()):
+        return None, *_walk(x, state, picks)
     outputs, states = [], []
-    order: list[int] = []
-    for start, n_chunks, length in _blocks(x, len(picks) > x.length // 4):
+    order = sorted(range(len(picks)), key=picks.__getitem__)
+    for start, n_chunks, length in _blocks(x, many):
         stop = start + n_chunks * length
         block = _Block.of(x.slice(start, stop).replace(initial=None), n_chunks, length)
         entering, end = _carry(block, state)
-        inside = [k for k, i in enumerate(picks) if start <= i < stop]
-        if inside:
-            order += inside
-            states.append(_states(block, entering, [picks[k] - start for k in inside]))
+        states += _states(block, entering, [picks[k] - start for k in order if start <= picks[k] < stop])
         if want_output:
             outputs.append(_outputs(block, entering))
         state = end
-    if states:
-        back = torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=state.device)
-        picked = torch.cat(states, 1).index_select(1, back)
-    else:
-        picked = state.new_empty(x.batch, 0, x.n_heads, x.head_dim, x.d_state)
+    picked = torch.cat(states, 1) if states else state.new_empty(x.batch, 0, *state.shape[1:])
+    if order != list(range(len(picks))):
+        back = sorted(range(len(order)), key=order.__getitem__)
+        picked = picked.index_select(1, torch.tensor(back, device=state.device))
     # A copy: the view would keep the boundary states of the whole last block alive.
     final = state.clone(memory_format=torch.contiguous_format)
     return (torch.cat(outputs, 1) if want_output else None), final, picked
+
+
+def _walk(x: ScanInputs, state: Tensor, picks: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Final and picked states step by step: where most states are wanted, writing them is the work."""
+    out = state.new_empty(x.batch, len(picks), *state.shape[1:])
+    places: dict[int, list[int]] = {}
+    for k, i in enumerate(picks):
+        places.setdefault(i, []).append(k)
+    decay = x.full_log_decay().exp()[:, :, :, None]  # (b, t, h, 1, 1 | n)
+    value, write = x.value[..., None], x.full_write()[:, :, :, None]
+    spare = torch.empty_like(state, memory_format=torch.contiguous_format)
+    for i in range(x.length):
+        first, *others = places.get(i, [None])
+        following = spare if first is None else out[:, first]
+        torch.mul(state, decay[:, i], out=following)
+        following.addcmul_(value[:, i], write[:, i])
+        for k in others:
+            assert k is not None
+            out[:, k].copy_(following)
+        state = following
+    return state.clone(), out
 
 
 class _Block(NamedTuple):
@@ -180,13 +202,13 @@ def _outputs(block: _Block, entering: Tensor) -> Tensor:
     return y.reshape(b, c * length, h, p)
 
 
-def _states(block: _Block, entering: Tensor, at: list[int]) -> Tensor:
-    """States (b, len(at), h, p, n) after the given positions of the block."""
+def _states(block: _Block, entering: Tensor, at: list[int]) -> list[Tensor]:
+    """States after the given positions of the block, in parts (b, k, h, p, n) that make up len(at)."""
     b, _, length, h, p = block.value.shape
     n, m = block.write.shape[4], block.clock.shape[4]
     dtype = block.value.dtype
-    budget = _GPU_BUDGET if block.value.is_cuda else _CPU_BUDGET
-    some = max(1, budget // (b * length * h * max(p, m)))
+    budget = _GPU_BUDGET if block.value.is_cuda else _CPU_STATES
+    some = max(1, budget // (b * h * max(p * n, length * p, length * m)))
     found = []
     for first in range(0, len(at), some):
         pick = torch.tensor(at[first : first + some], device=block.value.device)
@@ -202,6 +224,6 @@ def _states(block: _Block, entering: Tensor, at: list[int]) -> Tensor:
         else:
             write = write * decay
         added = block.grouped(value).transpose(3, 4) @ write.transpose(2, 3)
-        kept = within(now, torch.zeros_like(now), count == 0, dtype)[:, :, :, None, :] * entering.index_select(1, chunk)
-        found.append(added.reshape(b, len(pick), h, p, n) + kept)
-    return torch.cat(found, 1)
+        kept = within(now, torch.zeros_like(now), count == 0, dtype)[:, :, :, None, :]
+        found.append(torch.addcmul(added.reshape(b, len(pick), h, p, n), kept, entering.index_select(1, chunk)))
+    return found

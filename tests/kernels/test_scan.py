@@ -92,11 +92,18 @@ def test_cache_blocks(decay: str, monkeypatch: pytest.MonkeyPatch):
     check(make(Case(t=150, b=1, h=2, p=2, g=1, n=3, decay=decay, initial=True, reset=True)), torch.float64)
 
 
+@pytest.mark.parametrize("with_gradient", [False, True])
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("p", [1, 3])
-def test_all_states(decay: str, p: int):
+def test_all_states(decay: str, p: int, with_gradient: bool):
     x = make(Case(t=70, p=p, decay=decay, initial=True, reset=True))
-    assert relative_error(scan.states(x), naive.states(x)) < TOL[torch.float64]
+    before = x.initial.clone()
+    true = naive.states(x)
+    with torch.set_grad_enabled(with_gradient):
+        assert relative_error(scan.states(x), true) < TOL[torch.float64]
+        at = [*range(60, 20, -1), 33, 2]
+        assert relative_error(scan.states(x, at), true[:, at]) < TOL[torch.float64]
+    assert torch.equal(x.initial, before)
 
 
 @pytest.mark.parametrize("p", [1, 2])
