@@ -113,3 +113,19 @@ def test_loading_in_threads_puts_the_log_settings_back(tmp_path: Any) -> None:
 
     together(load, load, load)
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_overlapping_quiet_stretches_end_with_the_last() -> None:
+    """As two threads interleave: the first to come in is the first to leave."""
+    from transformers.utils import logging
+
+    from ssmlens.quiet import quiet_transformers
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    first, second = quiet_transformers(), quiet_transformers()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.ERROR, False)
+    second.__exit__(None, None, None)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
