@@ -81,7 +81,12 @@ def page_url(models: Path) -> Iterator[str]:
     drain.start()
     yield f"http://127.0.0.1:{port}"
     server.terminate()
-    server.wait(20)
+    try:
+        server.wait(20)
+    except subprocess.TimeoutExpired:
+        # It sometimes waits for a browser that is gone already.
+        server.kill()
+        server.wait(20)
     drain.join(20)
     server.stdout.close()
 

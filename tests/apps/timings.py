@@ -47,9 +47,9 @@ def main(model: str) -> None:
             cold_start(page, start)
             layer_changes(page)
         finally:
-            server.terminate()
-            server.wait(20)
             browser.close()
+            server.kill()
+            server.wait(20)
     print(f"load average of the last minute {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
