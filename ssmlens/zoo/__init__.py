@@ -49,8 +49,9 @@ def card(name: str) -> str:
 def passage(name: str = "mamba1-english") -> str:
     """A short text for a shipped model, in which something told at the start is asked at the end.
 
-    The English passage is from Persuasion (public domain), which the models never saw, between generated
-    lines; the recall passage is in the words of that task, and ends with a key whose value is to be named.
+    Both end right before the value that is asked for. The English passage tells codes, goes on with lines of
+    Persuasion (public domain), which the models never saw, and asks for one; the recall passage is in the words
+    of that task.
 
     Args:
         name: one of :func:`names`; the default suits every English model.

@@ -72,15 +72,20 @@ def test_bits_per_byte_of_the_shipped_pages_is_that_of_the_card(name):
 
 @pytest.mark.parametrize("name", ENGLISH)
 @torch.no_grad()
-def test_english_models_recall_the_code_at_the_end_of_the_passage(name):
+def test_english_models_name_the_code_that_the_passage_asks_for(name):
     model, tokenizer = load(name)
-    text = zoo.passage(name)
-    start = text.rindex("K7")
-    encoding = tokenizer.encode(text)
-    best = model(torch.tensor([[0, *encoding.ids]]), use_cache=False).logits[0, :-1].argmax(-1).tolist()
-    asked = [i for i, (a, b) in enumerate(encoding.offsets) if b > start and a < start + 2]
-    assert [best[i] for i in asked] == [encoding.ids[i] for i in asked]
-    assert text.index("K7") < text.index("\n\n") < start
+    passage = zoo.passage(name)
+    assert passage.endswith("What is the code of the red box? Answer:")
+    # The same question, other questions, and other told values: the answer follows what the passage tells.
+    for key, value in (("red box", "K7"), ("old door", "M42"), ("green boat", "T15")):
+        for told in (value, "R81"):
+            text = passage.replace("What is the code of the red box", f"What is the code of the {key}")
+            text = text.replace(value, told)
+            asked, answer = tokenizer.encode(text).ids, tokenizer.encode(f" {told}").ids
+            assert tokenizer.encode(f"{text} {told}").ids == asked + answer
+            logits = model(torch.tensor([asked + answer]), use_cache=False).logits[0, len(asked) - 1 : -1]
+            assert logits.argmax(-1).tolist() == answer
+            assert logits.softmax(-1)[range(len(answer)), answer].min() > 0.5
 
 
 @pytest.mark.parametrize("name", RECALL)
@@ -103,5 +108,5 @@ def test_recall_models_answer_typed_text(name):
 
 
 def test_passage_needs_no_model():
-    assert "K7" in zoo.passage()
+    assert "The code of the red box is K7." in zoo.passage()
     assert zoo.passage("mamba2-recall").endswith("r")
