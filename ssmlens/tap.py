@@ -67,13 +67,30 @@ def find_mixers(layers: list[nn.Module]) -> dict[int, tuple[str, nn.Module, Fami
     found: dict[int, tuple[str, nn.Module, Family]] = {}
     for index, layer in enumerate(layers):
         for name, module in layer.named_modules():
-            forward = inspect.unwrap(type(module).forward)
-            names = getattr(getattr(forward, "__code__", None), "co_names", ())
+            names = _names(type(module).forward)
             family = next((f for scan, f in FAMILIES.items() if scan in names), None)
             if family is not None and hasattr(sys.modules[type(module).__module__], family.scan):
                 found[index] = (name, module, family)
                 break
     return found
+
+
+def _names(function: Any) -> set[str]:
+    """Global names that a function uses, or that the one it decorates does.
+
+    Not every decorator sets ``__wrapped__`` (transformers' ``force_accelerate_hooks`` did not in 5.15), so functions
+    in the closure count as well.
+    """
+    function = inspect.unwrap(function)
+    if not inspect.isfunction(function):
+        return set()
+    names = set(function.__code__.co_names)
+    for cell in function.__closure__ or ():
+        try:
+            names |= _names(cell.cell_contents) if inspect.isfunction(cell.cell_contents) else set()
+        except ValueError:  # an empty cell
+            continue
+    return names
 
 
 @contextmanager

@@ -63,7 +63,8 @@ def describe(mixer: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "n_groups": int(mixer.n_groups),  # type: ignore[arg-type]
         "d_state": int(mixer.ssm_state_size),  # type: ignore[arg-type]
         "norm_eps": float(mixer.norm.variance_epsilon),  # type: ignore[union-attr, arg-type]
-        "norm_group": int(mixer.norm.group_size),  # type: ignore[union-attr, arg-type]
+        # transformers before 5.23 normalises over the whole width whatever the number of groups.
+        "norm_group": int(getattr(mixer.norm, "group_size", mixer.intermediate_size)),  # type: ignore[arg-type]
     }
     return dict(mixer.named_parameters()), config
 

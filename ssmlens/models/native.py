@@ -178,7 +178,18 @@ def _build(config: dict[str, Any], ssm: dict[str, Any], layer: str, rows: int, t
             model: nn.Module = getattr(module, f"{name}ForCausalLM")(getattr(module, f"{name}Config")(**common))
     except Exception as error:  # the config classes validate with errors of their own
         raise CheckpointError(f"config.json describes no {name} model: {brief(error)}") from error
+    _check_norm(model, common.get("n_groups", 1))
     return model
+
+
+def _check_norm(model: nn.Module, groups: int) -> None:
+    """Refuse a transformers that normalises over all groups at once, which mamba_ssm never did."""
+    norms = [m for m in model.modules() if type(m).__name__ == "MambaRMSNormGated"]
+    if groups > 1 and not all(hasattr(m, "group_size") for m in norms):
+        raise UnsupportedModelError(
+            f"state-spaces checkpoints with ngroups {groups} need transformers >= 5.23: older versions normalise over "
+            "all groups at once"
+        )
 
 
 def _read(folder: Path) -> dict[str, Tensor]:

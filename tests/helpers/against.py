@@ -6,7 +6,7 @@ from typing import Any
 
 import reference
 import torch
-from checkpoints import gap
+from checkpoints import GROUPED_NORM, gap
 
 import ssmlens
 
@@ -21,7 +21,13 @@ def truth_of(model: Any, ids: list[int] = IDS) -> reference.Model:
     if c.model_type == "mamba2":
         limit = tuple(float(x) for x in c.time_step_limit)
         return reference.mamba2(
-            weights, ids, groups=c.n_groups, eps=c.layer_norm_epsilon, dt_limit=limit, act=c.hidden_act
+            weights,
+            ids,
+            groups=c.n_groups,
+            eps=c.layer_norm_epsilon,
+            dt_limit=limit,
+            act=c.hidden_act,
+            norm_groups=None if GROUPED_NORM else 1,
         )
     bcdt = c.mixer_rms_eps if c.model_type == "falcon_mamba" else None
     return reference.mamba1(weights, ids, eps=c.layer_norm_epsilon, bcdt_eps=bcdt, act=c.hidden_act)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
 
-__all__ = ["falcon", "gap", "mamba1", "mamba2", "native_folder", "perturb", "save_native", "transformers_folder"]
+__all__ = [
+    "GROUPED_NORM",
+    "falcon",
+    "gap",
+    "mamba1",
+    "mamba2",
+    "native_folder",
+    "perturb",
+    "save_native",
+    "transformers_folder",
+]
+
+GROUPED_NORM = "group_size" in inspect.signature(MambaRMSNormGated).parameters
+"""transformers before 5.23 normalises Mamba-2's output over all groups at once."""
 
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
@@ -42,7 +57,7 @@ def mamba2(seed: int = 0, **config: Any) -> Any:
         "state_size": 7,
         "num_heads": 4,
         "head_dim": 6,
-        "n_groups": 2,
+        "n_groups": 2 if GROUPED_NORM else 1,
         "chunk_size": 4,
     }
     return perturb(Mamba2ForCausalLM(Mamba2Config(**{**settings, **NO_TOKENS, **config})), seed)

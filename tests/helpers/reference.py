@@ -104,8 +104,9 @@ def mamba2(
     eps: float = 1e-5,
     dt_limit: tuple[float, float] = (0.0, math.inf),
     act: str = "silu",
+    norm_groups: int | None = None,
 ) -> Model:
-    """Mamba-2 with the gate before the grouped RMSNorm."""
+    """Mamba-2 with the gate before the RMSNorm over each of ``norm_groups`` parts (by default ``groups``)."""
 
     def mixer(hidden: Tensor, w: Mapping[str, Tensor]) -> Layer:
         heads, inner = w["A_log"].shape[0], w["out_proj.weight"].shape[1]
@@ -122,7 +123,7 @@ def mamba2(
         B, C = (part.reshape(len(part), groups, n)[:, group] for part in (B, C))
         scan = _scan(x, dt, -torch.exp(w["A_log"])[:, None], B, C, w["D"])
         y = (scan["scan"] + scan["skip"]).reshape(len(x), inner) * _silu(z)
-        width = inner // groups
+        width = inner // (norm_groups or groups)
         normed = torch.cat([_rms(y[:, i : i + width], eps) for i in range(0, inner, width)], dim=1) * w["norm.weight"]
         return Layer(input=hidden, z=z, output=_linear(normed, w["out_proj.weight"], w.get("out_proj.bias")), **scan)
 
