@@ -35,7 +35,7 @@ def states(inputs: ScanInputs, at: Sequence[int] | None = None) -> Tensor:
 def _scan(inputs: ScanInputs, picks: Sequence[int], want_output: bool) -> tuple[Tensor | None, Tensor, Tensor]:
     # Autocast would turn the float32 products below into bfloat16 ones.
     with torch.autocast(inputs.value.device.type, enabled=False):
-        x = inputs.cast()
+        x = inputs.cast().map(_untransposed)
         if x.length == 0 or x.value.numel() == 0 or x.d_state == 0:
             return _nothing(x, len(picks))
         if x.has_erase:
@@ -43,6 +43,20 @@ def _scan(inputs: ScanInputs, picks: Sequence[int], want_output: bool) -> tuple[
         if x.head_dim == 1:
             return chunked_diagonal.scan(x, picks, want_output)
         return chunked_matmul.scan(x, picks, want_output)
+
+
+def _untransposed(z: Tensor) -> Tensor:
+    """A copy with time before channels in memory, where a model hands out its convolution's (b, d, t).
+
+    Every pass over such a view costs ten times that over a plain tensor, and so does ``contiguous()``; the
+    two-dimensional transpose of one batch row is blocked for the cache.
+    """
+    if z.ndim != 4 or z.is_cuda or z.requires_grad or z.shape[1] < 2 or z.stride(1) != 1 or z.stride(3) == 1:
+        return z
+    out = torch.empty(z.shape, dtype=z.dtype)
+    for row, source in zip(out, z, strict=True):
+        row.flatten(1).copy_(source.reshape(z.shape[1], -1))
+    return out
 
 
 def _nothing(x: ScanInputs, n_picks: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .inputs import ScanInputs, expand_groups
-from .segments import log_decay_of, split_forgets, within
+from .segments import Clock, running_clock
 
 __all__ = ["scan"]
 
@@ -89,26 +89,23 @@ class _Block(NamedTuple):
     value: Tensor  # (b, c, l, h, p), dt included
     write: Tensor  # (b, c, l, g, n); g = h when the decay is per state
     read: Tensor  # (b, c, l, g, n)
-    clock: Tensor  # (b, c, l, h, 1 | n) running sum of the log-decay inside the chunk, float64
-    forgets: Tensor  # (b, c, l, h, 1 | n) running count of resets inside the chunk
+    clock: Clock  # (b, c, l, h, 1 | n), restarts in every chunk
 
     @classmethod
     def of(cls, x: ScanInputs, n_chunks: int, length: int) -> _Block:
         def fold(z: Tensor) -> Tensor:
             return z.reshape(z.shape[0], n_chunks, length, *z.shape[2:])
 
-        decay, forgets = split_forgets(log_decay_of(x), None if x.reset is None else x.reset[..., None, None])
+        clock = running_clock(x, fold, dim=2)
         write, read = x.write, x.read
-        if decay.shape[3] > 1 or write.shape[2] != read.shape[2]:
+        if clock.time.shape[4] > 1 or write.shape[2] != read.shape[2]:
             write, read = expand_groups(write, x.n_heads), expand_groups(read, x.n_heads)
         value = x.value if x.dt is None else x.value * x.dt[..., None]
-        return cls(
-            fold(value), fold(write), fold(read), fold(decay).cumsum(2), fold(forgets).cumsum(2, dtype=torch.int32)
-        )
+        return cls(fold(value), fold(write), fold(read), clock)
 
     @property
     def per_state(self) -> bool:
-        return self.clock.shape[4] > 1
+        return self.clock.time.shape[4] > 1
 
     def grouped(self, z: Tensor) -> Tensor:
         """(b, c, l, h, p) -> (b, c, g, l, q * p): the heads of a group side by side."""
@@ -145,28 +142,27 @@ def _blocks(x: ScanInputs, many_states: bool) -> Iterator[tuple[int, int, int]]:
 def _carry(block: _Block, state: Tensor) -> tuple[Tensor, Tensor]:
     """The state entering each chunk (b, c, h, p, n), and the one leaving the last (b, h, p, n)."""
     b, c, _, h, p = block.value.shape
-    n, m = block.write.shape[4], block.clock.shape[4]
-    dtype = state.dtype
-    total, resets = block.clock[:, :, -1], block.forgets[:, :, -1]  # (b, c, h, m)
-    to_end = within(total[:, :, None], block.clock, resets[:, :, None] == block.forgets, dtype)
-    if m > 1:
+    n, dtype = block.write.shape[4], state.dtype
+    total = block.clock.map(lambda z: z[:, :, -1:])  # (b, c, 1, h, m)
+    to_end = total.since(block.clock, dtype)
+    if block.per_state:
         added = block.grouped(block.value).transpose(3, 4) @ (block.write * to_end).transpose(2, 3)
     else:
         added = block.grouped(block.value * to_end).transpose(3, 4) @ block.write.transpose(2, 3)
     added = added.reshape(b, c, h, p, n)
-    if m > 1:
-        through = within(total, torch.zeros_like(total), resets == 0, dtype)[:, :, :, None, :]
+    if block.per_state or not state.is_cuda:
+        through = total.since(None, dtype).transpose(2, 3)  # (b, c, h, 1, n)
         entering = []
         for i in range(c):
             entering.append(state)
-            state = torch.addcmul(added[:, i], through[:, i], state)
+            state = (state * through[:, i]).add_(added[:, i])
         return torch.stack(entering, 1), state
-    # One decay per head: all boundaries at once, each a weighted sum of the first state and what chunks add.
-    ticks = torch.nn.functional.pad(total[..., 0].transpose(1, 2).cumsum(2), (1, 0))  # (b, h, c + 1)
-    marks = torch.nn.functional.pad(resets[..., 0].transpose(1, 2).cumsum(2), (1, 0))
+    # One decay per head on a GPU: all boundaries in one product, weighted sums of the first state and what
+    # chunks add, where a loop would launch two small kernels a chunk.
+    ticks = total.map(lambda z: torch.nn.functional.pad(z[:, :, 0, :, 0].transpose(1, 2).cumsum(2), (1, 0)))
     place = torch.arange(c + 1, device=state.device)
-    connected = (marks[..., :, None] == marks[..., None, :]) & (place[:, None] >= place)
-    mix = within(ticks[..., :, None], ticks[..., None, :], connected, dtype)  # (b, h, c + 1, 1 + c)
+    later, earlier = ticks.map(lambda z: z[..., :, None]), ticks.map(lambda z: z[..., None, :])
+    mix = later.since(earlier, dtype, place[:, None] >= place)  # (b, h, c + 1, 1 + c)
     parts = torch.cat([state[:, None], added], 1).transpose(1, 2).reshape(b, h, c + 1, p * n)
     every = (mix @ parts).view(b, h, c + 1, p, n).transpose(1, 2)
     return every[:, :c], every[:, c]
@@ -181,31 +177,29 @@ def _outputs(block: _Block, entering: Tensor) -> Tensor:
     causal = position[:, None] >= position
     read, write = block.read.transpose(2, 3), block.write.transpose(2, 3)  # (b, c, g, l, n)
     if block.per_state:
-        clock, forgets = block.clock.transpose(2, 3), block.forgets.transpose(2, 3)  # (b, c, h, l, n)
-        connected = causal[..., None] & (forgets[..., :, None, :] == forgets[..., None, :, :])
-        decay = within(clock[..., :, None, :], clock[..., None, :, :], connected, dtype)
+        clock = block.clock.map(lambda z: z.transpose(2, 3))  # (b, c, h, l, n)
+        earlier = clock.map(lambda z: z[..., None, :, :])
+        decay = clock.map(lambda z: z[..., :, None, :]).since(earlier, dtype, causal[..., None])
         matrix = ((decay * write[..., None, :, :]) @ read[..., None]).squeeze(-1)
-        scaled = read * within(clock, torch.zeros_like(clock), forgets == 0, dtype)
-        carried = scaled @ entering.transpose(3, 4)  # (b, c, h, l, p)
+        carried = (read * clock.since(None, dtype)) @ entering.transpose(3, 4)  # (b, c, h, l, p)
         inside = matrix @ block.value.transpose(2, 3)
         return (inside + carried).transpose(2, 3).reshape(b, c * length, h, p)
-    clock, forgets = block.clock[..., 0].transpose(2, 3), block.forgets[..., 0].transpose(2, 3)  # (b, c, h, l)
-    connected = causal & (forgets[..., :, None] == forgets[..., None, :])
-    decay = within(clock[..., :, None], clock[..., None, :], connected, dtype)
+    clock = block.clock.map(lambda z: z[..., 0].transpose(2, 3))  # (b, c, h, l)
+    earlier = clock.map(lambda z: z[..., None, :])
+    decay = clock.map(lambda z: z[..., :, None]).since(earlier, dtype, causal)
     shared = read @ write.transpose(3, 4)  # (b, c, g, l, s)
     matrix = decay.view(b, c, groups, h // groups, length, length) * shared[:, :, :, None]
     inside = matrix.view(b, c, h, length, length) @ block.value.transpose(2, 3)  # (b, c, h, l, p)
     carried = read @ entering.reshape(b, c, groups, h // groups * p, n).transpose(3, 4)
     carried = carried.view(b, c, groups, length, h // groups, p).transpose(2, 3).reshape(b, c, length, h, p)
-    reached = within(block.clock, torch.zeros_like(block.clock), block.forgets == 0, dtype)
-    y = torch.addcmul(inside.transpose(2, 3), carried, reached)
+    y = carried * block.clock.since(None, dtype) + inside.transpose(2, 3)
     return y.reshape(b, c * length, h, p)
 
 
 def _states(block: _Block, entering: Tensor, at: list[int]) -> list[Tensor]:
     """States after the given positions of the block, in parts (b, k, h, p, n) that make up len(at)."""
     b, _, length, h, p = block.value.shape
-    n, m = block.write.shape[4], block.clock.shape[4]
+    n, m = block.write.shape[4], block.clock.time.shape[4]
     dtype = block.value.dtype
     budget = _GPU_BUDGET if block.value.is_cuda else _CPU_STATES
     some = max(1, budget // (b * h * max(p * n, length * p, length * m)))
@@ -213,17 +207,16 @@ def _states(block: _Block, entering: Tensor, at: list[int]) -> list[Tensor]:
     for first in range(0, len(at), some):
         pick = torch.tensor(at[first : first + some], device=block.value.device)
         chunk, place = pick // length, pick % length
-        clock, forgets = block.clock.index_select(1, chunk), block.forgets.index_select(1, chunk)
-        now = block.clock.flatten(1, 2).index_select(1, pick)  # (b, k, h, m)
-        count = block.forgets.flatten(1, 2).index_select(1, pick)
+        clock = block.clock.map(lambda z, chunk=chunk: z.index_select(1, chunk))  # (b, k, s, h, m)
+        now = block.clock.map(lambda z, pick=pick: z.flatten(1, 2).index_select(1, pick)[:, :, None])  # (b, k, 1, h, m)
         written = (torch.arange(length, device=pick.device) <= place[:, None])[None, :, :, None, None]
-        decay = within(now[:, :, None], clock, written & (count[:, :, None] == forgets), dtype)
+        decay = now.since(clock, dtype, written)
         value, write = block.value.index_select(1, chunk), block.write.index_select(1, chunk)
         if m == 1:
             value = value * decay
         else:
             write = write * decay
         added = block.grouped(value).transpose(3, 4) @ write.transpose(2, 3)
-        kept = within(now, torch.zeros_like(now), count == 0, dtype)[:, :, :, None, :]
+        kept = now.since(None, dtype).transpose(2, 3)  # (b, k, h, 1, m)
         found.append(torch.addcmul(added.reshape(b, len(pick), h, p, n), kept, entering.index_select(1, chunk)))
     return found

@@ -9,12 +9,15 @@ gradients across a reset are zero, as they are in exact arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .inputs import ScanInputs
 
-__all__ = ["FORGET", "log_decay_of", "split_forgets", "within"]
+__all__ = ["FORGET", "Clock", "running_clock", "split_forgets"]
 
 # exp(-746) is 0 in float64: below, a decay is a reset.
 FORGET = -746.0
@@ -34,21 +37,57 @@ def split_forgets(log_decay: Tensor, reset: Tensor | None) -> tuple[Tensor, Tens
     return decay.masked_fill(forgets, 0.0), forgets
 
 
-def within(later: Tensor, earlier: Tensor, connected: Tensor, dtype: torch.dtype) -> Tensor:
-    """``exp(later - earlier)`` in ``dtype`` where ``connected``, exactly 0 elsewhere; NaN-free gradients.
+class Clock(NamedTuple):
+    """Log-decay since some start, and how often everything was forgotten since then.
+
+    Attributes:
+        time: running sum of log-decays, float64, any shape.
+        resets: running count of the same shape; None where nothing ever resets.
+    """
+
+    time: Tensor
+    resets: Tensor | None
+
+    def map(self, view: Callable[[Tensor], Tensor]) -> Clock:
+        """The same view of both."""
+        return Clock(view(self.time), None if self.resets is None else view(self.resets))
+
+    def since(self, earlier: Clock | None, dtype: torch.dtype, allowed: Tensor | None = None) -> Tensor:
+        """Decay from ``earlier`` (the start when None) to here, exactly 0 across a reset.
+
+        Args:
+            earlier: broadcastable; not later than this clock where ``allowed``.
+            dtype: of the result; the difference itself is taken in float64.
+            allowed: bool, broadcastable: elsewhere the result is exactly 0, with a gradient of 0.
+        """
+        steps = self.time if earlier is None else self.time - earlier.time
+        connected = allowed
+        if self.resets is not None:
+            same = self.resets == (0 if earlier is None else earlier.resets)
+            connected = same if allowed is None else same & allowed
+        if connected is not None:
+            steps = steps.masked_fill(~connected, -torch.inf)
+        return steps.to(dtype).exp()
+
+
+def running_clock(x: ScanInputs, fold: Callable[[Tensor], Tensor], dim: int) -> Clock:
+    """The clock of a recurrence, from its steps (b, t, h, 1 | n) brought into shape by ``fold``; differentiable.
 
     Args:
-        later, earlier: running sums in float64, broadcastable; ``later <= earlier`` where connected.
-        connected: bool, broadcastable.
-        dtype: of the result; the difference itself is taken in float64.
+        x: the recurrence.
+        fold: cuts time into chunks.
+        dim: the dimension along which a folded clock runs.
     """
-    return (later - earlier).masked_fill(~connected, -torch.inf).to(dtype).exp()
-
-
-def log_decay_of(x: ScanInputs) -> Tensor:
-    """(b, t, h, 1 | n) log-decay in float64, resets not included; differentiable."""
-    if x.log_decay is not None:
-        return x.log_decay.double()
-    assert x.dt is not None
-    assert x.A is not None
-    return x.dt.double()[..., None] * x.A.double()
+    reset = None if x.reset is None else x.reset[..., None, None]
+    if x.log_decay is None and reset is None:
+        assert x.dt is not None
+        assert x.A is not None
+        # A product of finite factors never needs the count; a longer step forgets everything just as well.
+        return Clock(fold((x.dt.double()[..., None] * x.A.double()).clamp(min=FORGET)).cumsum(dim), None)
+    log_decay = x.log_decay
+    if log_decay is None:
+        assert x.dt is not None
+        assert x.A is not None
+        log_decay = x.dt.double()[..., None] * x.A.double()
+    steps, forgets = split_forgets(log_decay, reset)
+    return Clock(fold(steps).cumsum(dim), fold(forgets).cumsum(dim, dtype=torch.int32))

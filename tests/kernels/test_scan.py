@@ -148,6 +148,22 @@ def test_views_are_read_as_they_are(p: int):
 
 
 @pytest.mark.parametrize("p", [1, 3])
+def test_channels_before_time_in_memory(p: int):
+    """What a causal convolution leaves behind: (b, d, t), seen as (b, t, h, p)."""
+    x = make(Case(t=40, p=p, initial=True))
+
+    def channels_first(z: Tensor) -> Tensor:
+        return z.flatten(2).transpose(1, 2).contiguous().transpose(1, 2).view(z.shape)
+
+    seen = x.replace(**{k: channels_first(getattr(x, k)) for k in ("value", "write", "read")})
+    assert seen.value.stride(1) == 1
+    for found, true in zip(scan.run(seen), scan.run(x), strict=True):
+        assert torch.equal(found, true)
+    found, true = (gradients(z, outputs("chunked", [3]))[1] for z in (seen, x))
+    assert all(relative_error(found[k], true[k]) < TOL[torch.float64] for k in true)
+
+
+@pytest.mark.parametrize("p", [1, 3])
 def test_bfloat16_is_upcast_before_anything_is_computed(p: int):
     x = make(Case(t=64, p=p, decay="dt*A head", initial=True)).cast(torch.bfloat16)
     y, final = scan.run(x)
