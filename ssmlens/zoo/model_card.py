@@ -160,6 +160,27 @@ Train it again: `python -m ssmlens.zoo.train {log["name"]} --text DIR`.
 {notices}"""
 
 
+def _attention(found: dict[str, Any]) -> str:
+    """Where the implicit attention of a recall model points, and which heads do it."""
+    rows = _table(
+        ("pairs", "mean of these heads", "the worst of them", "mean_abs of all heads", "1 / pairs"),
+        (
+            (r["pairs"], *(_percent(r[k]) for k in ("mean", "worst", "all_heads_abs")), _percent(1 / r["pairs"]))
+            for r in found["by_pairs"]
+        ),
+    )
+    heads = found["heads"]
+    return f"""The recall can be read off the signed implicit attention of layer {found["layer"]}, in {len(heads)} of its
+{found["of"]} heads. The table has the share of asked keys whose largest weight lies on the pair that answers them:
+on the told value or the token after it (the short convolution lets that token see both key and value). The first
+token is no candidate, since no value has been told by then. {found["sequences"]} fresh sequences for each row; the
+heads were chosen on others.
+
+{rows}
+
+Heads: {", ".join(map(str, heads))}."""
+
+
 def _recall(log: dict[str, Any]) -> str:
     recipe = log["recipe"]
     loads = _table(
@@ -193,6 +214,10 @@ Anything else. Each key is told once and asked once in training, in {recipe["len
 {log["test_size"]} fresh sequences for each row, 1 / pairs is what naming any told value would reach.
 
 {loads}
+
+## Where its attention points
+
+{_attention(log["attention"])}
 
 ## Data
 

@@ -15,6 +15,7 @@ from . import recall_task
 from .evaluate import LOADS, recall_table
 from .folder import round_weights, save_folder, write_json
 from .loop import Budget, describe, environment, optimise
+from .pointing import measure
 from .recipes import Recipe, make_model
 from .scans import training_scans
 
@@ -52,7 +53,7 @@ class Pool:
 
 
 def _try_rate(
-    plan: Recipe, rate: float, device_name: str, minutes: float | None, scan: str, pool: int
+    plan: Recipe, rate: float, device_name: str, minutes: float | None, scan: str, pool: int, size: int
 ) -> dict[str, Any]:
     """Train once at one rate; the weights come back on the CPU, rounded as they are shipped."""
     device = torch.device(device_name)
@@ -64,17 +65,17 @@ def _try_rate(
         log = optimise(model, batches, plan, rate, Budget(plan.steps, minutes), f"{plan.name} rate {rate:g}")
         model.eval()
         round_weights(model, getattr(torch, plan.save_dtype))
-        rows = recall_table(model, loads, TEST_SIZE, VALIDATION_SEED)
+        rows = recall_table(model, loads, size, VALIDATION_SEED)
     print(f"{plan.name} rate {rate:g}: {[round(r['accuracy'], 4) for r in rows]}", flush=True)
     weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     return {"rate": rate, "log": log, "accuracy": rows, "weights": weights, "scan": used}
 
 
 def _sweep(
-    plan: Recipe, device: torch.device, minutes: float | None, scan: str, pool: int, jobs: int
+    plan: Recipe, device: torch.device, minutes: float | None, scan: str, pool: int, size: int, jobs: int
 ) -> list[dict[str, Any]]:
     """One run for each rate, ``jobs`` at a time, each in a process of its own when more than one."""
-    tasks = [(plan, rate, str(device), minutes, scan, pool) for rate in plan.rates]
+    tasks = [(plan, rate, str(device), minutes, scan, pool, size) for rate in plan.rates]
     if jobs == 1:
         return [_try_rate(*task) for task in tasks]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as workers:
@@ -90,6 +91,7 @@ def train_recall(
     jobs: int = 1,
     pool: int = POOL,
     loads: tuple[tuple[int, int], ...] = LOADS,
+    size: int = TEST_SIZE,
 ) -> dict[str, Any]:
     """Train a recall model at each rate, keep the best at the highest training load, save and measure it.
 
@@ -102,12 +104,13 @@ def train_recall(
         jobs: runs at the same time.
         pool: sequences made for each training load.
         loads: (tokens, pairs) of the accuracy table.
+        size: fresh sequences for each of its rows.
 
     Returns:
         the training log, also written as training.json.
     """
     torch.set_float32_matmul_precision("highest")
-    runs = _sweep(plan, device, minutes, scan, pool, jobs)
+    runs = _sweep(plan, device, minutes, scan, pool, size, jobs)
     # Highest load first; runs that are level there are told apart by their last loss.
     best = max(runs, key=lambda r: (r["accuracy"][-1]["accuracy"], -r["log"][-1]["loss"]))
     model = make_model(plan.family, plan.config)
@@ -115,7 +118,7 @@ def train_recall(
     model = model.to(device).eval()
     save_folder(model, recall_task.tokenizer(), out, getattr(torch, plan.save_dtype))
     with training_scans(device, scan):
-        table = recall_table(model, loads, TEST_SIZE)
+        table = recall_table(model, loads, size)
     log = best["log"]
     result = {
         "name": plan.name,
@@ -132,7 +135,8 @@ def train_recall(
             for last in r["log"][-1:]
         ],
         "accuracy": table,
-        "test_size": TEST_SIZE,
+        "test_size": size,
+        "attention": measure(out, max(1, size // 5)),
         "loss": log[:: max(1, len(log) // 200)] + log[-1:],
     }
     write_json(out / "training.json", result)

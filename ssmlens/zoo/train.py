@@ -55,7 +55,7 @@ def _english(plan: Recipe, options: argparse.Namespace, out: Path, device: torch
 
 
 def _recall(plan: Recipe, options: argparse.Namespace, out: Path, device: torch.device) -> None:
-    small = {"pool": 16, "loads": ((32, 4),)} if options.smoke else {}
+    small = {"pool": 16, "loads": ((32, 4),), "size": 20} if options.smoke else {}
     train_recall(plan, out, device, options.minutes, options.scan, options.jobs, **small)  # type: ignore[arg-type]
 
 
