@@ -170,8 +170,8 @@ def _attention(found: dict[str, Any]) -> str:
         ),
     )
     heads = found["heads"]
-    return f"""The recall can be read off the signed implicit attention of layer {found["layer"]}, in {len(heads)} of its
-{found["of"]} heads. The table has the share of asked keys whose largest weight lies on the pair that answers them:
+    return f"""The recall can be read off the signed implicit attention of layer {found["layer"]}, in {len(heads)} of
+its {found["of"]} heads. The table has the share of asked keys whose largest weight lies on the pair that answers them:
 on the told value or the token after it (the short convolution lets that token see both key and value). The first
 token is no candidate, since no value has been told by then. {found["sequences"]} fresh sequences for each row; the
 heads were chosen on others.
