@@ -150,19 +150,28 @@ def _carry(block: _Block, state: Tensor) -> tuple[Tensor, Tensor]:
     else:
         added = block.grouped(block.value * to_end).transpose(3, 4) @ block.write.transpose(2, 3)
     added = added.reshape(b, c, h, p, n)
-    if block.per_state or not state.is_cuda:
-        through = total.since(None, dtype).transpose(2, 3)  # (b, c, h, 1, n)
-        entering = []
-        for i in range(c):
-            entering.append(state)
-            state = (state * through[:, i]).add_(added[:, i])
-        return torch.stack(entering, 1), state
-    # One decay per head on a GPU: all boundaries in one product, weighted sums of the first state and what
-    # chunks add, where a loop would launch two small kernels a chunk.
+    if not block.per_state and _at_once(state.device):
+        return _carry_at_once(total, added, state)
+    through = total.since(None, dtype).transpose(2, 3)  # (b, c, h, 1, 1 | n)
+    entering = []
+    for i in range(c):
+        entering.append(state)
+        state = (state * through[:, i]).add_(added[:, i])
+    return torch.stack(entering, 1), state
+
+
+def _at_once(device: torch.device) -> bool:
+    """Whether the carry is one product: more arithmetic than a loop, but not two small launches a chunk."""
+    return device.type == "cuda"
+
+
+def _carry_at_once(total: Clock, added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """`_carry` for one decay per head: every boundary a weighted sum of the first state and what chunks add."""
+    b, c, h, p, n = added.shape
     ticks = total.map(lambda z: torch.nn.functional.pad(z[:, :, 0, :, 0].transpose(1, 2).cumsum(2), (1, 0)))
     place = torch.arange(c + 1, device=state.device)
     later, earlier = ticks.map(lambda z: z[..., :, None]), ticks.map(lambda z: z[..., None, :])
-    mix = later.since(earlier, dtype, place[:, None] >= place)  # (b, h, c + 1, 1 + c)
+    mix = later.since(earlier, state.dtype, place[:, None] >= place)  # (b, h, c + 1, 1 + c)
     parts = torch.cat([state[:, None], added], 1).transpose(1, 2).reshape(b, h, c + 1, p * n)
     every = (mix @ parts).view(b, h, c + 1, p, n).transpose(1, 2)
     return every[:, :c], every[:, c]

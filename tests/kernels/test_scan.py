@@ -82,6 +82,14 @@ def test_chunks_side_by_side(decay: str, n_chunks: int, monkeypatch: pytest.Monk
         check(make(Case(t=t, h=6, p=1, g=2, n=3, decay=decay, initial=True, reset=True)), torch.float64)
 
 
+@pytest.mark.parametrize("decay", ["dt*A head", "log head"])
+def test_carry_as_one_product(decay: str, monkeypatch: pytest.MonkeyPatch):
+    """What a GPU does between the chunks of one decay per head."""
+    monkeypatch.setattr(chunked_matmul, "_at_once", lambda device: True)
+    for t in (1, 64, 200):
+        check(make(Case(t=t, decay=decay, initial=True, reset=True)), torch.float64)
+
+
 @pytest.mark.parametrize("decay", DECAYS)
 def test_cache_blocks(decay: str, monkeypatch: pytest.MonkeyPatch):
     """Rows, channels and time cut into pieces far smaller than these inputs would get."""
