@@ -23,5 +23,7 @@ def test_runs(name: str) -> None:
 
 def test_the_recalled_value_is_the_one_told() -> None:
     cells = run("where_did_the_value_come_from.py")
-    assert cells["answer"].strip() == "24"
+    assert cells["answer"].strip() == "11"
+    assert cells["strongest"] == {"t": ["t", "23"], "o": ["o", "2"], "b": ["b", "25"], "n": ["n", "11"]}
+    assert int(cells["blurred"].argmax()) == len(cells["tokens"]) - 1
     assert max(cells["trace"].reconstruction_error.values()) < 1e-5
