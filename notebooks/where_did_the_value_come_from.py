@@ -5,6 +5,7 @@
 # answer is known, so is the place it was told. Does the implicit attention point there?
 
 # %%
+# ruff: noqa: B018 -- a cell ends with what it shows
 import ssmlens
 from ssmlens.analyses import memory
 from ssmlens.plotting import Caption, attention_map

@@ -45,7 +45,8 @@ def scheduled_rate(peak: float, step: int, warmup: int, spent: float) -> float:
 
 def make_optimizer(model: PreTrainedModel, rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW(.9, .95); only the projection matrices decay, neither embeddings, convolutions, A_log, D nor biases."""
-    decays, rests = [], []
+    decays: list[Tensor] = []
+    rests: list[Tensor] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim == 2 and "embeddings" not in name and "A_log" not in name
         (decays if matrix else rests).append(parameter)
