@@ -15,13 +15,6 @@ RECALL = ("mamba1-recall", "mamba2-recall")
 LIMIT = {"english": 12_000_000, "recall": 1_000_000}
 
 
-def load(name):
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    model = AutoModelForCausalLM.from_pretrained(zoo.path(name)).eval()
-    return model, PreTrainedTokenizerFast.from_pretrained(zoo.path(name)).backend_tokenizer
-
-
 def log(name):
     return json.loads((zoo.path(name) / "training.json").read_text(encoding="utf-8"))
 
@@ -37,10 +30,10 @@ def test_an_unknown_name_lists_the_models():
 
 
 @pytest.mark.parametrize("name", [*ENGLISH, *RECALL])
-def test_folder_is_small_and_loads(name):
+def test_folder_is_small_and_loads(name, shipped):
     folder = zoo.path(name)
     assert sum(f.stat().st_size for f in folder.iterdir()) <= LIMIT[name.split("-")[1]]
-    model, tokenizer = load(name)
+    model, tokenizer = shipped(name)
     assert model.dtype == torch.float32
     assert model.config.model_type == {"mamba1": "mamba", "mamba2": "mamba2"}[name.split("-")[0]]
     assert tokenizer.get_vocab_size() == model.config.vocab_size
@@ -65,15 +58,15 @@ def test_english_models_beat_the_baseline_clearly(name):
 
 
 @pytest.mark.parametrize("name", ENGLISH)
-def test_bits_per_byte_of_the_shipped_pages_is_that_of_the_card(name):
+def test_bits_per_byte_of_the_shipped_pages_is_that_of_the_card(name, shipped):
     # A GPU summed the logged figure in another order: 5e-4 is a hundred times that and a tenth of a real loss.
-    assert snippet_score(*load(name)) == pytest.approx(log(name)["snippet"], rel=5e-4)
+    assert snippet_score(*shipped(name)) == pytest.approx(log(name)["snippet"], rel=5e-4)
 
 
 @pytest.mark.parametrize("name", ENGLISH)
 @torch.no_grad()
-def test_english_models_name_the_code_that_the_passage_asks_for(name):
-    model, tokenizer = load(name)
+def test_english_models_name_the_code_that_the_passage_asks_for(name, shipped):
+    model, tokenizer = shipped(name)
     passage = zoo.passage(name)
     assert passage.endswith("What is the code of the red box? Answer:")
     # The same question, other questions, and other told values: the answer follows what the passage tells.
@@ -90,16 +83,16 @@ def test_english_models_name_the_code_that_the_passage_asks_for(name):
 
 @pytest.mark.parametrize("name", RECALL)
 @pytest.mark.parametrize("pairs", recall_task.TRAINING_PAIRS)
-def test_recall_models_solve_their_task_on_fresh_sequences(name, pairs):
-    model, _ = load(name)
+def test_recall_models_solve_their_task_on_fresh_sequences(name, pairs, shipped):
+    model, _ = shipped(name)
     made = recall_task.batch(300, recall_task.TRAINING_LENGTH, pairs, seed=77_000 + pairs)
     assert recall_accuracy(model, made.ids, made.targets) >= 0.99
 
 
 @pytest.mark.parametrize("name", RECALL)
 @torch.no_grad()
-def test_recall_models_answer_typed_text(name):
-    model, tokenizer = load(name)
+def test_recall_models_answer_typed_text(name, shipped):
+    model, tokenizer = shipped(name)
     text = zoo.passage(name)
     assert text.split()[-1] == "r"
     value = text.split()[text.split().index("r") + 1]

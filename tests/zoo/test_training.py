@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -218,6 +219,61 @@ def test_bits_per_byte_scores_each_token_once():
     bits = bits_per_byte(Uniform(), documents, n_bytes=1, window=10, rows=3)
     assert bits == pytest.approx(4 * sum(len(d) - 1 for d in documents))
     assert max(contexts) == 9
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory):
+    """The stages of an English model, run one at a time: the folders of the first and of the second.
+
+    Between them a weight is moved further than eight steps could, to see whose weights the second starts from.
+    """
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("staged")
+    start = ["mamba2-english", "--smoke", "--device", "cpu"]
+    assert main([*start, "--stage", "text", "--out", str(folder / "text")]) == 0
+    weights = load_file(folder / "text" / "model.safetensors")
+    weights["backbone.norm_f.weight"] += 0.5
+    save_file(weights, folder / "text" / "model.safetensors", metadata={"format": "pt"})
+    again = [*start, "--stage", "recall", "--from", str(folder / "text"), "--out", str(folder / "recall")]
+    assert main(again) == 0
+    return folder / "text", folder / "recall"
+
+
+def test_the_recall_stage_goes_on_from_a_folder(staged):
+    from safetensors.torch import load_file
+
+    first, second = (json.loads((folder / "training.json").read_text())["stages"] for folder in staged)
+    assert [stage["stage"] for stage in first] == ["text"]
+    assert [stage["stage"] for stage in second] == ["text", "recall"]
+    assert second[0] == first[0]
+    assert second[1]["rate"] == first[0]["rate"] / 2
+    assert {"recall_easy", "recall_hard"} <= set(second[1]["loss"][-1])
+    before, after = (load_file(folder / "model.safetensors") for folder in staged)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    moved = max(float((before[k].float() - after[k].float()).abs().max()) for k in before)
+    assert moved < 0.1
+    card = (staged[1] / "README.md").read_text()
+    assert "Stage 1, text:" in card
+    assert "Stage 2, recall:" in card
+
+
+def test_stages_that_do_not_go_together(staged, tmp_path, capsys):
+    def refused(name, *arguments):
+        assert main([name, "--smoke", "--device", "cpu", "--out", str(tmp_path / "out"), *arguments]) == 2
+        return capsys.readouterr().err
+
+    text = str(staged[0])
+    assert "needs a folder to start from" in refused("mamba2-english", "--stage", "recall")
+    assert "needs a folder to start from" in refused("mamba2-english", "--from", text)
+    assert "holds mamba2-english, not mamba1-english" in refused("mamba1-english", "--stage", "recall", "--from", text)
+    assert "no training.json" in refused("mamba2-english", "--stage", "recall", "--from", str(tmp_path))
+    other = shutil.copytree(text, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"].pop()
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "another tokenizer" in refused("mamba2-english", "--stage", "recall", "--from", str(other))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
