@@ -23,6 +23,10 @@ demo: $(READY)
 test: $(READY) browser
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup $(ARGS)
 
+# The tests that need a CUDA device, compiled and run there.
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -q -m gpu $(ARGS)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
