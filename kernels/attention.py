@@ -111,8 +111,10 @@ def adjoint(inputs: ScanInputs, y: Tensor) -> Tensor:
     if y.numel() == 0:
         return y.new_zeros(y.shape, dtype=inputs.dtype)
     twice = torch.is_grad_enabled() and inputs.has_erase
-    fixed = inputs if twice else inputs.map(Tensor.detach)
-    with torch.enable_grad():
+    # Inference mode, here or where the inputs were made, forbids the gradient that gives the adjoint.
+    with torch.inference_mode(False), torch.enable_grad():
+        fixed = inputs if twice else inputs.map(_recordable)
+        y = _recordable(y) if y.is_inference() else y
         x = torch.zeros_like(y, dtype=inputs.dtype).requires_grad_()
         (owed,) = torch.autograd.grad(apply(fixed, x), x, y.to(inputs.dtype), create_graph=twice)
     return owed
@@ -229,6 +231,11 @@ def _position(inputs: ScanInputs, t: int) -> int:
     if not -length <= t < length:
         raise ValueError(f"position {t} is outside the sequence of {length} tokens")
     return t % length
+
+
+def _recordable(x: Tensor) -> Tensor:
+    """Without a graph, and free of inference mode."""
+    return x.clone() if x.is_inference() else x.detach()
 
 
 def _check_vector(inputs: ScanInputs, x: Tensor) -> None:

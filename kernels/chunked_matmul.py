@@ -41,7 +41,8 @@ def scan(x: ScanInputs, picks: Sequence[int], want_output: bool) -> tuple[Tensor
     if state is None:
         state = x.value.new_zeros(x.batch, x.n_heads, x.head_dim, x.d_state)
     many = len(picks) > x.length // 4
-    if many and not (want_output or x.value.is_cuda or torch.is_grad_enabled()):
+    recorded = torch.is_grad_enabled() and any(z.requires_grad for z in x.tensors().values())
+    if many and not (want_output or x.value.is_cuda or recorded):
         return None, *_walk(x, state, picks)
     outputs, states = [], []
     order = sorted(range(len(picks)), key=picks.__getitem__)

@@ -21,7 +21,7 @@ from ssmlens.kernels.inputs import ScanInputs
 __all__ = ["DENSE_LIMIT", "REDUCTIONS", "ImplicitAttention"]
 
 DENSE_LIMIT = 2e9
-"""Bytes that `ImplicitAttention.dense` may allocate unless told otherwise."""
+"""Bytes that the result of `ImplicitAttention.dense` or `reduce` may take unless told otherwise."""
 
 REDUCTIONS = ("mean", "mean_abs", "max_abs", "norm")
 """Names that `ImplicitAttention.reduce` takes."""
@@ -54,19 +54,17 @@ class ImplicitAttention:
     ) -> Float[Tensor, "b h t s"]:
         """The matrices of some heads, (b, h, t, s).
 
+        Args:
+            heads: one head, a slice or a list; all by default.
+            limit: bytes that the result may take.
+
         Raises:
             MemoryLimitError: before allocating, when the result would exceed ``limit`` bytes.
+            IndexError: when a head does not exist.
         """
         chosen = self._heads(heads)
         count = self.inputs.n_heads if chosen is None else len(chosen)
-        b, _, t, s = self.shape
-        size = b * count * t * s * self.inputs.dtype.itemsize
-        if size > limit:
-            rows = f"{b} x " if b > 1 else ""
-            raise MemoryLimitError(
-                f"dense() of {rows}{count} heads x {t} x {s} {str(self.inputs.dtype).removeprefix('torch.')} needs "
-                f"{size / 1e9:.1f} GB (limit {limit / 1e9:.1f} GB): pass heads=..., use row(t), reduce(how) or apply(x)"
-            )
+        self._check_size("dense()", f"{count} heads x ", count, limit, "pass heads=..., use row(t), reduce(how)")
         full = tiles.dense(self.inputs, heads=chosen)
         return full.mT if self.transposed else full
 
@@ -81,22 +79,35 @@ class ImplicitAttention:
         return tiles.row(self.inputs, s) if self.transposed else tiles.column(self.inputs, s)
 
     def apply(self, x: Float[Tensor, "b t h p"]) -> Float[Tensor, "b t h p"]:
-        """M x along time, like ``x``, at linear cost. Any number of channels p."""
+        """M x along time, like ``x``, at linear cost. Any number of channels p.
+
+        Differentiable; of the adjoint ``T`` only the values are given, without gradients.
+        """
         b, h, t, _ = self.shape
         if x.ndim != 4 or tuple(x.shape[:3]) != (b, t, h):
             raise ValueError(f"x is (b={b}, t={t}, h={h}, p), got {tuple(x.shape)}")
         return tiles.adjoint(self.inputs, x) if self.transposed else tiles.apply(self.inputs, x)
 
-    def reduce(self, how: str, heads: int | slice | Sequence[int] | None = None) -> Float[Tensor, "b t s"]:
+    def reduce(
+        self, how: str, heads: int | slice | Sequence[int] | None = None, limit: float = DENSE_LIMIT
+    ) -> Float[Tensor, "b t s"]:
         """One map over heads, (b, t, s), never holding (b, h, t, s).
 
         Args:
             how: "mean" (signed), "mean_abs", "max_abs" or "norm" (root of the sum of squares over heads).
             heads: which heads take part; all by default.
+            limit: bytes that the result may take.
+
+        Raises:
+            ValueError: for an unknown reduction.
+            MemoryLimitError: before allocating, when the result would exceed ``limit`` bytes.
+            IndexError: when a head does not exist.
         """
         if how not in REDUCTIONS:
             raise ValueError(f"unknown reduction {how!r}: choose one of {', '.join(REDUCTIONS)}")
-        full = tiles.reduce(self.inputs, how, heads=self._heads(heads))
+        chosen = self._heads(heads)
+        self._check_size("reduce()", "", 1, limit, "use row(t)")
+        full = tiles.reduce(self.inputs, how, heads=chosen)
         return full.mT if self.transposed else full
 
     def distance(self, rows: Sequence[int] | None = None) -> Float[Tensor, "b h k"]:
@@ -110,6 +121,16 @@ class ImplicitAttention:
         if rows is not None:
             rows = [self._position(t) for t in rows]
         return tiles.distance(self.inputs, rows=rows)
+
+    def _check_size(self, call: str, heads: str, count: int, limit: float, advice: str) -> None:
+        b, _, t, s = self.shape
+        size = b * count * t * s * self.inputs.dtype.itemsize
+        if size > limit:
+            rows = f"{b} x " if b > 1 else ""
+            raise MemoryLimitError(
+                f"{call} of {rows}{heads}{t} x {s} {str(self.inputs.dtype).removeprefix('torch.')} needs "
+                f"{size / 1e9:.1f} GB (limit {limit / 1e9:.1f} GB): {advice} or apply(x)"
+            )
 
     def _position(self, t: int) -> int:
         length = self.inputs.length

@@ -81,7 +81,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> Trace:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise CheckpointError(f"no trace at {path}: the file does not exist")
+        raise CheckpointError(f"no trace at {path}: {'it is a folder' if path.is_dir() else 'the file does not exist'}")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             header = file.metadata() or {}

@@ -104,14 +104,30 @@ def test_cache_blocks(decay: str, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("p", [1, 3])
 def test_all_states(decay: str, p: int, with_gradient: bool):
+    """Many states are written step by step unless a gradient is wanted, which the caller need not switch off."""
     x = make(Case(t=70, p=p, decay=decay, initial=True, reset=True))
     before = x.initial.clone()
     true = naive.states(x)
-    with torch.set_grad_enabled(with_gradient):
-        assert relative_error(scan.states(x), true) < TOL[torch.float64]
-        at = [*range(60, 20, -1), 33, 2]
-        assert relative_error(scan.states(x, at), true[:, at]) < TOL[torch.float64]
+    asked = x.replace(write=x.write.clone().requires_grad_()) if with_gradient else x
+    at = [*range(60, 20, -1), 33, 2]
+    every, some = scan.states(asked), scan.states(asked, at)
+    assert every.requires_grad == some.requires_grad == with_gradient
+    assert relative_error(every.detach(), true) < TOL[torch.float64]
+    assert relative_error(some.detach(), true[:, at]) < TOL[torch.float64]
     assert torch.equal(x.initial, before)
+
+
+def test_states_without_a_gradient_take_the_quick_way(monkeypatch: pytest.MonkeyPatch):
+    x = make(Case(t=70, p=3, decay="dt*A head"))
+    walked = []
+    walk = chunked_matmul._walk
+    monkeypatch.setattr(chunked_matmul, "_walk", lambda *pieces: walked.append(True) or walk(*pieces))
+    scan.states(x)
+    with torch.no_grad():
+        scan.states(x.replace(value=x.value.clone().requires_grad_()))
+    assert len(walked) == 2
+    scan.states(x.replace(value=x.value.clone().requires_grad_()))
+    assert len(walked) == 2
 
 
 @pytest.mark.parametrize("p", [1, 2])

@@ -123,7 +123,11 @@ def test_a_lost_tensor_is_noticed(name: str, trace: ssmlens.Trace, tmp_path: Pat
 
 def test_files_that_are_no_trace(trace: ssmlens.Trace, tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "other")
-    for path, words in ((tmp_path / "other", "no trace"), (tmp_path / "none", "no trace"), (tmp_path, "no trace")):
+    for path, words in (
+        (tmp_path / "other", "no trace of format"),
+        (tmp_path / "none", "the file does not exist"),
+        (tmp_path, "it is a folder"),
+    ):
         with pytest.raises(CheckpointError, match=words):
             ssmlens.Trace.load(path)
 
