@@ -21,11 +21,11 @@ demo: $(READY)
 	@echo "Your own text:    $(BIN)/ssmlens report --model mamba2-english --text \"...\" --out mine.html"
 
 test: $(READY) browser
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist loadgroup $(ARGS)
 
 # The tests that need a CUDA device, compiled and run there.
 test-gpu: $(READY)
-	$(BIN)/python -m pytest -q -m gpu $(ARGS)
+	$(BIN)/pytest -q -m gpu $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
