@@ -7,14 +7,17 @@ import math
 import torch
 
 from ssmlens.analyses import _memory_clock as clock
-from ssmlens.analyses._layers import Source, collect
+from ssmlens.analyses._layers import Layers, Source, collect
 from ssmlens.analyses._memory_assumes import FROZEN, KNOWN_ONSET, KNOWN_SATURATION, STATIONARY, assumes
 from ssmlens.analyses._result import Result
 
 __all__ = ["onset_time", "saturation"]
 
+ZERO_START = "The state was zero at the start of every training sequence."
+SAME_DRIVE = "The input drives the state as strongly as in training."
 
-def saturation(source: Source, train_length: float, *, delta: float = 0.25) -> Result:
+
+def saturation(source: Source, train_length: float | None = None, *, delta: float = 0.25) -> Result:
     """How close a state that starts at zero comes to its stationary level within the training length.
 
     For a head whose mean log decay is l: 1 - exp(T l) of the stationary mean (the value), and 1 - exp(2 T l) of the
@@ -22,7 +25,8 @@ def saturation(source: Source, train_length: float, *, delta: float = 0.25) -> R
 
     Args:
         source: a trace, one mixer's trace or a recurrence.
-        train_length: tokens of one training sequence.
+        train_length: tokens of one training sequence, which no checkpoint states; by default the longest row of the
+            source, and ``assumes`` says so.
         delta: a head is ``unsaturated`` (1, else 0) when its mean could still grow by more than this factor minus
             one, which is when the value is below 1 / (1 + delta), the control.
 
@@ -33,6 +37,7 @@ def saturation(source: Source, train_length: float, *, delta: float = 0.25) -> R
         ValueError: when ``train_length`` or ``delta`` is not a positive number.
     """
     layers = collect(source)
+    train_length, stand_in = _train_length(layers, train_length)
     _check_positive(train_length=train_length, delta=delta)
     parts = []
     for rec in layers:
@@ -49,12 +54,14 @@ def saturation(source: Source, train_length: float, *, delta: float = 0.25) -> R
         units="1",
         control=("threshold",),
         settings={"train_length": train_length, "delta": delta},
-        assumes=assumes(layers, FROZEN, STATIONARY, "The state was zero at the start of every training sequence."),
+        assumes=assumes(layers, FROZEN, STATIONARY, ZERO_START, *stand_in),
         checked_by=KNOWN_SATURATION,
     )
 
 
-def onset_time(source: Source, train_length: float, *, delta: float = 0.25, moment: str = "mean") -> Result:
+def onset_time(
+    source: Source, train_length: float | None = None, *, delta: float = 0.25, moment: str = "mean"
+) -> Result:
     """Tokens after which a state exceeds everything it reached in training by the factor 1 + delta.
 
     t* = ln(1 - (1 + delta) m) / l with the mean log decay l and m = 1 - exp(T l), the part of its stationary level
@@ -64,7 +71,7 @@ def onset_time(source: Source, train_length: float, *, delta: float = 0.25, mome
 
     Args:
         source: a trace, one mixer's trace or a recurrence.
-        train_length: T, tokens of one training sequence.
+        train_length: T, tokens of one training sequence; by default the longest row of the source.
         delta: relative growth that counts.
         moment: "mean", for states driven in one direction, or "variance", for states driven by zero-mean tokens.
 
@@ -76,6 +83,7 @@ def onset_time(source: Source, train_length: float, *, delta: float = 0.25, mome
         ValueError: when ``train_length`` or ``delta`` is not a positive number, or for an unknown moment.
     """
     layers = collect(source)
+    train_length, stand_in = _train_length(layers, train_length)
     _check_positive(train_length=train_length, delta=delta)
     if moment not in ("mean", "variance"):
         raise ValueError(f"unknown moment {moment!r}: choose one of mean, variance")
@@ -94,9 +102,17 @@ def onset_time(source: Source, train_length: float, *, delta: float = 0.25, mome
         units="tokens",
         control=("no_decay_onset",),
         settings={"train_length": train_length, "delta": delta, "moment": moment},
-        assumes=assumes(layers, FROZEN, STATIONARY, "The input drives the state as strongly as in training."),
+        assumes=assumes(layers, FROZEN, STATIONARY, SAME_DRIVE, *stand_in),
         checked_by=KNOWN_ONSET,
     )
+
+
+def _train_length(layers: Layers, given: float | None) -> tuple[float, tuple[str, ...]]:
+    """The training length, and what has to be assumed when none was given."""
+    if given is not None:
+        return given, ()
+    length = float(layers.lengths.max())
+    return length, (f"No training length was given: the {length:.0f} tokens of this text stand in for it.",)
 
 
 def _check_positive(**numbers: float) -> None:

@@ -9,6 +9,7 @@ Letters: c chunk, l position read, s position written, q head within its group.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -73,12 +74,11 @@ def _walk(x: ScanInputs, state: Tensor, picks: Sequence[int]) -> tuple[Tensor, T
     value, write = x.value[..., None], x.full_write()[:, :, :, None]
     spare = torch.empty_like(state, memory_format=torch.contiguous_format)
     for i in range(x.length):
-        first, *others = places.get(i, [None])
-        following = spare if first is None else out[:, first]
+        first, *others = places.get(i, [-1])
+        following = spare if first < 0 else out[:, first]
         torch.mul(state, decay[:, i], out=following)
         following.addcmul_(value[:, i], write[:, i])
         for k in others:
-            assert k is not None
             out[:, k].copy_(following)
         state = following
     return state.clone(), out
@@ -217,8 +217,9 @@ def _states(block: _Block, entering: Tensor, at: list[int]) -> list[Tensor]:
     for first in range(0, len(at), some):
         pick = torch.tensor(at[first : first + some], device=block.value.device)
         chunk, place = pick // length, pick % length
-        clock = block.clock.map(lambda z, chunk=chunk: z.index_select(1, chunk))  # (b, k, s, h, m)
-        now = block.clock.map(lambda z, pick=pick: z.flatten(1, 2).index_select(1, pick)[:, :, None])  # (b, k, 1, h, m)
+        clock = block.clock.map(partial(torch.index_select, dim=1, index=chunk))  # (b, k, s, h, m)
+        flat = block.clock.map(lambda z: z.flatten(1, 2))
+        now = flat.map(partial(torch.index_select, dim=1, index=pick)).map(lambda z: z[:, :, None])  # (b, k, 1, h, m)
         written = (torch.arange(length, device=pick.device) <= place[:, None])[None, :, :, None, None]
         decay = now.since(clock, dtype, written)
         value, write = block.value.index_select(1, chunk), block.write.index_select(1, chunk)

@@ -63,7 +63,8 @@ class Clock(NamedTuple):
         steps = self.time if earlier is None else self.time - earlier.time
         connected = allowed
         if self.resets is not None:
-            same = self.resets == (0 if earlier is None else earlier.resets)
+            before = None if earlier is None else earlier.resets
+            same = self.resets.eq(0 if before is None else before)
             connected = same if allowed is None else same & allowed
         if connected is not None:
             steps = steps.masked_fill(~connected, -torch.inf)

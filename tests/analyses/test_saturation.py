@@ -89,3 +89,14 @@ def test_refusals(study) -> None:
             study(rec, 10, delta=bad)
     with pytest.raises(ValueError, match="choose one of mean, variance"):
         memory.onset_time(rec, 10, moment="median")
+
+
+@pytest.mark.parametrize("study", [memory.saturation, memory.onset_time])
+def test_without_a_training_length_the_text_stands_in(study) -> None:
+    rec = cases.constant(0.99, 70)
+    found, given = study(rec), study(rec, 70)
+    assert torch.equal(found.value, given.value)
+    assert found.settings["train_length"] == 70
+    assert set(found.assumes) - set(given.assumes) == {
+        "No training length was given: the 70 tokens of this text stand in for it."
+    }
