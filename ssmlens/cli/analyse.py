@@ -51,6 +51,8 @@ def attend(
     output.check_target(out, MAPS)
     if reduction not in (*REDUCTIONS, APART):
         raise SsmlensError(f"unknown reduction {reduction!r}: choose one of {', '.join((*REDUCTIONS, APART))}")
+    if not max_memory > 0:
+        raise SsmlensError(f"--max-memory is a number of GB above 0, got {max_memory:g}")
     prompt = o.prompt(model, text, file, ids)
     lens = o.open_lens(model, dtype, device)
     layer = o.ssm_layer(lens, layer)
@@ -84,16 +86,18 @@ def attend(
 
 def _map(rec: Recurrence, reduction: str, heads: list[int] | None, max_memory: float) -> Tensor:
     """(h, t, s) of the heads kept apart, or (1, t, s) of their reduction."""
-    limit = max_memory * 1e9
+    count = len(heads or range(rec.n_heads)) if reduction == APART else 1
+    size, limit = count * rec.length**2 * rec.dtype.itemsize, max_memory * 1e9
+    if size > limit:
+        what = f"{count} maps" if count > 1 else "a map"
+        advice = "fewer --heads, a --reduction over them, " if count > 1 else ""
+        raise MemoryLimitError(
+            f"{what} of {rec.length} x {rec.length} tokens {'need' if count > 1 else 'needs'} {size / 1e9:.2g} GB "
+            f"(limit {max_memory:g} GB): use {advice}--row for one token, or a shorter text"
+        )
     if reduction == APART:
         return rec.attention.dense(heads, limit=limit)[0]
-    size = rec.length**2 * rec.dtype.itemsize
-    if size > limit:
-        raise MemoryLimitError(
-            f"a map of {rec.length} x {rec.length} tokens needs {size / 1e9:.1f} GB (limit {max_memory:g} GB): "
-            "use --row for one token, or a shorter text"
-        )
-    return rec.attention.reduce(reduction, heads)
+    return rec.attention.reduce(reduction, heads, limit=limit)
 
 
 def _row(rec: Recurrence, reduction: str, heads: list[int] | None, reader: int) -> Tensor:
@@ -203,6 +207,7 @@ def memory(
     print(f"{found.settings['model']}: {len(found.tokens[0])} tokens; distances and half-lives in tokens")
     rows = [[float(x) if isinstance(x, float) else x for x in row] for row in frame[shown].itertuples(index=False)]
     output.print_table([_COLUMNS[c] for c in shown], rows, left=())
+    print(_LEGEND)
     for sentence in result.assumes:
         print(f"assumes: {sentence}")
     if out is not None:
@@ -222,3 +227,8 @@ _COLUMNS = {
     "unsaturated": "unsaturated",
     "reconstruction_error": "error",
 }
+
+_LEGEND = """\
+half-life: median over heads and states, between its 10 % and 90 % quantiles; beyond text: share that outlasts the text
+reads back: mean distance of what the last token reads, with 90 % within; of uniform: 1 if it read every token alike
+saturation: median share of its stationary level that a state has reached; unsaturated: share that could grow by 25 %"""

@@ -67,8 +67,15 @@ def check_target(path: Path | None, suffixes: Sequence[str]) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise SsmlensError(f"cannot write {path}: the folder {folder} does not exist")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    if path.exists() and not os.access(path, os.W_OK):
         raise SsmlensError(f"cannot write {path}: permission denied")
+    probe = folder / f".{path.stem}.{os.getpid()}.probe"
+    try:
+        # Access rights do not tell: a file system may be read-only, and an administrator has every right.
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise SsmlensError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
 
 
 @contextmanager

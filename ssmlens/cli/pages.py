@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -17,6 +19,7 @@ from ssmlens.errors import SsmlensError
 __all__ = ["app", "models", "report"]
 
 _FIRST_PORT, _LAST_PORT = 1, 65535
+_PATIENCE_S = 5.0
 
 
 def report(
@@ -69,19 +72,53 @@ def app(
     models: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="Also offer the model folders below DIR; repeatable.")
     ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Longest text that the page traces; default: 512 tokens.")
+    ] = None,
     headless: Annotated[bool, typer.Option("--headless", help="Do not open a browser window.")] = False,
 ) -> int:
     """Start the interactive page on localhost."""
     if not _FIRST_PORT <= port <= _LAST_PORT:
         raise SsmlensError(f"--port is {_FIRST_PORT} to {_LAST_PORT}, got {port}")
+    if max_tokens is not None and max_tokens < 1:
+        raise SsmlensError(f"--max-tokens is at least 1, got {max_tokens}")
     roots = [str(folder.resolve()) for folder in models or []]
     for folder in models or []:
         if not folder.is_dir():
             raise SsmlensError(f"--models needs an existing folder, got {folder}")
-    return subprocess.call(_app_command(port, roots, headless))
+    return _serve(_app_command(port, roots, max_tokens, headless))
 
 
-def _app_command(port: int, roots: list[str], headless: bool) -> list[str]:
+def _serve(command: Sequence[str]) -> int:
+    """Run the page's server until it ends, and end it whenever this process is told to end."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    kept = {number: signal.signal(number, end) for number in numbers}
+    try:
+        with subprocess.Popen(command) as server:
+            try:
+                return server.wait()
+            finally:
+                if server.poll() is None:
+                    _end(server)
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        # It sometimes waits for a browser that is gone already.
+        server.kill()
+
+
+def _app_command(port: int, roots: list[str], max_tokens: int | None, headless: bool) -> list[str]:
     from importlib import resources
 
     page = resources.files("ssmlens.apps").joinpath("dashboard.py")
@@ -90,6 +127,7 @@ def _app_command(port: int, roots: list[str], headless: bool) -> list[str]:
     command += ["--server.showEmailPrompt=false"]
     command += ["--server.headless=true"] if headless else []
     extra = [part for root in roots for part in ("--models", root)]
+    extra += [] if max_tokens is None else ["--max-tokens", str(max_tokens)]
     return [*command, "--", *extra] if extra else command
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -192,15 +193,30 @@ def test_models_lists_the_shipped_ones(run):
 
 def test_app_starts_the_page_on_localhost_only(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(subprocess, "call", lambda command: calls.append(command) or 0)
-    assert cli.main(["app", "--port", "8700", "--headless", "--models", str(tmp_path)]) == 0
+    monkeypatch.setattr(cli.pages, "_serve", lambda command: calls.append(command) or 0)
+    assert cli.main(["app", "--port", "8700", "--headless", "--models", str(tmp_path), "--max-tokens", "64"]) == 0
     (command,) = calls
     page = Path(command[command.index("run") + 1])
     assert page.is_file()
     assert page.name == "dashboard.py"
     assert "--server.address=127.0.0.1" in command
     assert "--server.port=8700" in command
-    assert command[command.index("--") :] == ["--", "--models", str(tmp_path.resolve())]
+    assert command[command.index("--") :] == ["--", "--models", str(tmp_path.resolve()), "--max-tokens", "64"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_the_command_ends_the_server_of_the_page(number):
+    server = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    serve = f"import sys; from ssmlens.cli import pages; sys.exit(pages._serve([sys.executable, '-c', {server!r}]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", serve], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as command:
+        pid = int(command.stdout.readline())
+        command.send_signal(number)
+        # Python ends by the signal itself when nothing catches a KeyboardInterrupt, as main does.
+        assert command.wait(20) == (-number if number == signal.SIGINT else 128 + number)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def broken(folder, where, change):
@@ -294,8 +310,10 @@ def test_bad_input_is_one_sentence_and_exit_code_two(run, tmp_path, monkeypatch,
         (["attend", "--out", "map.bmp"], ".png"),
         (["attend", "--out", "map"], ".png"),
         (["attend", "--reduction", "none", "--out", "map.png"], "one head"),
-        (["attend", "--reduction", "none", "--out", "m.csv", "--max-memory", "1e-6"], "needs"),
+        (["attend", "--reduction", "none", "--out", "m.csv", "--max-memory", "1e-6"], "fewer --heads"),
         (["attend", "--out", "map.png", "--max-memory", "1e-6"], "needs"),
+        (["attend", "--max-memory", "nan"], "above 0"),
+        (["attend", "--max-memory", "0"], "above 0"),
         (["memory", "--out", "m.bmp"], ".csv"),
         (["memory", "--train-length", "0"], "at least 1"),
         (["verify", "--tolerance", "-1"], "0 or more"),
@@ -305,6 +323,8 @@ def test_bad_input_is_one_sentence_and_exit_code_two(run, tmp_path, monkeypatch,
         (["attend", "--out", "missing/r.png"], "does not exist"),
         (["trace", "--out", "missing/t.safetensors"], "does not exist"),
         (["memory", "--out", "folder.csv"], "folder"),
+        (["memory", "--out", "/proc/m.safetensors"], "cannot write /proc/m.safetensors"),
+        (["report", "--out", "/proc/r.html"], "cannot write /proc/r.html"),
     ],
 )
 def test_bad_choices_are_one_sentence_and_exit_code_two(run, tmp_path, monkeypatch, arguments, words):
@@ -318,6 +338,7 @@ def test_bad_choices_are_one_sentence_and_exit_code_two(run, tmp_path, monkeypat
     ("arguments", "words"),
     [
         (["app", "--port", "0"], "1 to 65535"),
+        (["app", "--max-tokens", "0"], "at least 1"),
         (["app", "--models", "no/such/folder"], "existing folder"),
         (["fly"], "fly"),
         (["models", "extra"], "extra"),
