@@ -84,8 +84,9 @@ def _ask_text(name: str) -> str:
     """The text to read. Until it is edited, it is the passage that suits the model."""
     # A folder's tokenizer may cut words into many tokens: one line of the passage fits any limit.
     passage = zoo.passage().splitlines()[0] if name == LOCAL else zoo.passage(name)
-    if st.session_state.get("text") == st.session_state.get("passage"):
-        st.session_state.pop("text", None)
+    if "text" in st.session_state and st.session_state["text"] == st.session_state.get("passage"):
+        # Set, not dropped: a box that keeps its key goes on showing what it held, whatever the new default is.
+        st.session_state["text"] = passage
     st.session_state["passage"] = passage
     long = len(st.session_state.get("text") or "") > LINK_CHARACTERS
     text = st.text_area(

@@ -95,11 +95,12 @@ def _choose(reading: store.Reading) -> tuple[int, str, int, int]:
     """The controls of the attention panel: layer, view, head and target token, each kept in the address."""
     layers = sorted(reading.trace.mixers)
     positions = [LAST, *range(len(reading.tokens))]
-    _drop_unless("layer", layers)
-    _drop_unless("target", positions)
-    columns = st.columns([1, 4, 1, 2], vertical_alignment="bottom")
     # Reading from afar is rarely the first layer's work: start in the middle.
-    layer = columns[0].selectbox("Layer", layers, len(layers) // 2, key="layer", bind="query-params")
+    middle = len(layers) // 2
+    _reset_unless("layer", layers, layers[middle])
+    _reset_unless("target", positions, LAST)
+    columns = st.columns([1, 4, 1, 2], vertical_alignment="bottom")
+    layer = columns[0].selectbox("Layer", layers, middle, key="layer", bind="query-params")
     view = columns[1].segmented_control(
         "Show",
         wording.VIEWS,
@@ -110,7 +111,7 @@ def _choose(reading: store.Reading) -> tuple[int, str, int, int]:
         help="; ".join(f"{name}: {words}" for name, words in wording.VIEWS.items()),
     )
     n_heads = reading.trace[layer].recurrence.n_heads
-    _drop_unless("head", range(n_heads))
+    _reset_unless("head", range(n_heads), 0)
     head = columns[2].number_input(
         "Head",
         0,
@@ -138,10 +139,10 @@ def _picked() -> None:
         st.session_state["target"] = target
 
 
-def _drop_unless(key: str, valid: Sequence[Any]) -> None:
-    """Forget a choice that this model or text does not have; the control then starts from its default."""
+def _reset_unless(key: str, valid: Sequence[Any], default: Any) -> None:
+    """Give a choice that this model or text does not have its default; dropped, the control would still show it."""
     if key in st.session_state and st.session_state[key] not in valid:
-        del st.session_state[key]
+        st.session_state[key] = default
 
 
 def _position(t: int, tokens: Sequence[str]) -> str:

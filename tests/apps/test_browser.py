@@ -128,3 +128,20 @@ def test_keyboard_reads_the_map(view: Any, page_url: str) -> None:
     expect(view.locator("output")).to_contain_text(f"reads token {last - 3} ")
     canvas.press("Enter")
     expect(heading(view, f"What token {last - 2} ")).to_be_visible(timeout=WAIT_MS)
+
+
+def test_another_model_shows_its_own_text_and_layer(view: Any, page_url: str) -> None:
+    from playwright.sync_api import expect
+
+    from ssmlens import zoo
+
+    view.goto(f"{page_url}/?{urlencode({'model': 'mamba2-english', 'layer': '8', 'target': '100'})}")
+    expect(drawn(view, "layer 8")).to_be_visible(timeout=WAIT_MS)
+    view.get_by_role("combobox", name="Model").click()
+    view.get_by_role("option", name="mamba1-recall").click()
+    expect(drawn(view, "layer 1")).to_be_visible(timeout=WAIT_MS)
+    expect(view.get_by_role("textbox", name="Text")).to_have_value(zoo.passage("mamba1-recall"))
+    for name, value in (("Layer", "1"), ("Target token", "last token")):
+        control = view.get_by_test_id("stSelectbox").filter(has_text=name)
+        assert value in control.inner_text().splitlines() or control.get_by_role("combobox").input_value() == value
+    expect(view.get_by_text("Session State API")).to_have_count(0)
