@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from html import escape
 
+from ssmlens import zoo
 from ssmlens.plotting.labels import apart, plain, visible
 from ssmlens.report.numbers import REDUCTIONS, Numbers
 
@@ -63,7 +64,8 @@ def settings(numbers: Numbers) -> str:
             flat.append((key.replace("_", " "), str(value)))
     rows = "".join(f'<tr><td>{escape(k)}</td><td class="left">{escape(plain(v))}</td></tr>' for k, v in flat)
     model = str(numbers.settings["model"])
-    command = f"ssmlens report --model {shlex.quote(plain(model))} {_prompt(numbers)} --out report.html"
+    words = ["ssmlens report --model", shlex.quote(plain(model)), _prompt(numbers), "--out report.html"]
+    command = " ".join(word for word in words if word)
     code = (
         f"import ssmlens\nlens = ssmlens.load({model!r})\ntrace = lens.trace(text).check()\n"
         f"trace[{numbers.layers[0].layer}].recurrence.attention.reduce({REDUCTIONS[0]!r})   # (b, t, s)"
@@ -76,8 +78,10 @@ def settings(numbers: Numbers) -> str:
 
 
 def _prompt(numbers: Numbers) -> str:
-    """The option that gives this text again: itself where its tokens spell it out, else its ids."""
-    text = "".join(numbers.tokens)
+    """The option that gives this text again: none for a model's own passage, else the text or its ids."""
+    text, model = "".join(numbers.tokens), numbers.settings["model"]
+    if model in zoo.names() and text == zoo.passage(model):
+        return ""
     spelled = plain(text) == text and "\ufffd" not in text and not apart(numbers.tokens)
     if spelled and len(text) <= _SHORT_TEXT:
         return f"--text {shlex.quote(text)}"

@@ -21,9 +21,10 @@ MAP = (
 
 HALF_LIFE = (
     "One dot per head: after how many tokens half of a write has decayed, at the mean log-decay of this text, in the "
-    "slowest of the head's states. Heads above the dashed line still hold half of the first token at the end. The bar "
-    "spans the middle 80 % of heads, the tick is the median; the table adds the median over all states, and how far "
-    "back the last token reads (mean distance, weighted by magnitude, mean over heads).",
+    "slowest of the head's states. Heads above the dashed line outlast the text: at that rate a write loses less than "
+    "half from its start to its end. The bar spans the middle 80 % of heads, the tick is the median; the table adds "
+    "the median over all states, and how far back the last token reads (mean distance, weighted by magnitude, mean "
+    "over heads).",
     "Decay is not the whole of memory: a slow head may have nothing written into it, or never be read, and a fast one "
     "may be written again and again. The half-life depends on the text, because the model chooses its decay per "
     "token.",

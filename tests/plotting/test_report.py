@@ -311,3 +311,10 @@ def test_strip_dots_sit_at_their_values():
     assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.11)
     reference = float(re.search(r'class="reference" d="M\d+ ([\d.]+)', svg)[1])
     assert reference == pytest.approx(heights[1], abs=0.11)
+
+
+def test_the_page_of_a_shipped_passage_needs_no_text_to_be_made_again():
+    from ssmlens import zoo
+
+    trace = ssmlens.load("mamba2-english").trace(zoo.passage("mamba2-english"), layers=[0])
+    assert "ssmlens report --model mamba2-english --out report.html" in report.build(trace)
