@@ -97,3 +97,15 @@ def test_inference_mode_changes_nothing(family: str, traced_inside: bool, used_i
     wanted = (truth.run(), truth.states(), expected.apply(y), expected.T.apply(y), expected.row(3))
     for ours, theirs in zip(found, wanted, strict=True):
         assert gap(ours, theirs) <= 1e-14
+
+
+@pytest.mark.parametrize("family", ["mamba1", "mamba2"])
+def test_padding_reads_nothing(family: str) -> None:
+    mask = torch.ones(2, len(IDS))
+    mask[1, 4:] = 0
+    trace = ssmlens.load(getattr(checkpoints, family)()).trace(torch.tensor([IDS, IDS]), attention_mask=mask)
+    rec = trace[0].recurrence
+    assert not rec.run()[1, 4:].any()
+    assert not rec.attention.dense()[1, :, 4:].any()
+    assert not rec.attention.reduce("norm")[1, 4:].any()
+    assert rec.run()[0, 4:].any()
