@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .inputs import ScanInputs
-from .segments import split_forgets
+from .segments import LOG2_E, split_forgets
 
 __all__ = ["column", "distance", "row"]
 
@@ -85,14 +85,14 @@ def _decay_from(x: ScanInputs, accumulate: Callable[[Tensor], Tensor]) -> Tensor
         assert x.dt is not None
         assert x.A is not None
         steps = accumulate(x.dt.double().transpose(1, 2)[:, :, None])  # (b, h, 1, t)
-        kept = (steps.to(x.dtype) * x.A[:, :, None]).exp()
+        kept = (steps.to(x.dtype) * (x.A[:, :, None] * LOG2_E)).exp2()
         if reset is None:
             return kept
         return kept * (accumulate(reset.permute(0, 2, 3, 1).double()) == 0)
     log_decay, forgets = split_forgets(x.log_decay, reset)
     steps = accumulate(log_decay.permute(0, 2, 3, 1))
     marks = accumulate(forgets.permute(0, 2, 3, 1).double())
-    return steps.masked_fill(marks != 0, -torch.inf).to(x.dtype).exp()
+    return steps.masked_fill(marks != 0, -torch.inf).to(x.dtype).exp2()
 
 
 def _contract(kept: Tensor, weight: Tensor, n_heads: int) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .inputs import ScanInputs
-from .segments import split_forgets
+from .segments import LOG2_E, split_forgets
 
 __all__ = ["Tile", "head_blocks", "tiles"]
 
@@ -91,7 +91,7 @@ def tiles(x: ScanInputs) -> Iterator[Tile]:
 class _Parts:
     """The pieces of a block of heads, time cut into c chunks of l; padded tokens write and read nothing.
 
-    The log-decay is ``clock`` alone, or ``clock * rate`` where the model factorises it; m is 1 or n.
+    The base-2 log-decay is ``clock`` alone, or ``clock * rate`` where the model factorises it; m is 1 or n.
     """
 
     read: Tensor  # (b, g, n, c, l), g = 1 or h
@@ -121,7 +121,7 @@ class _Parts:
         if x.log_decay is None:
             assert x.dt is not None
             assert x.A is not None
-            clock, rate = fold(x.dt[..., None].double()), x.A[:, :, None, None]
+            clock, rate = fold(x.dt[..., None].double()), x.A[:, :, None, None] * LOG2_E
             if reset is not None:
                 marks = fold(reset).cumsum(-1, dtype=torch.int32)
         else:
@@ -137,14 +137,14 @@ class _Parts:
         return (self.clock if self.rate is None else self.rate).shape[2 if self.rate is None else 1] > 1
 
     def decay(self, steps: Tensor, connected: Tensor | None) -> Tensor:
-        """exp of a difference of clocks, exactly 0 where not connected."""
+        """The decay between two clocks, exactly 0 where not connected."""
         dtype = self.read.dtype
         if self.rate is None:
             if connected is not None:
                 steps = steps.masked_fill(~connected, -torch.inf)
-            return steps.to(dtype).exp()
+            return steps.to(dtype).exp2()
         rate = self.rate.view(*self.rate.shape[:2], *([1] * (steps.ndim - 3)))
-        kept = (steps.to(dtype) * rate).exp_()
+        kept = (steps.to(dtype) * rate).exp2_()
         # A reset must not enter the exponent: inf * 0 is NaN where the rate is 0.
         return kept if connected is None else _times(kept, connected)
 

@@ -21,14 +21,17 @@ import torch
 from torch import Tensor
 
 from .inputs import ScanInputs
+from .segments import LOG2_E
 
 __all__ = ["scan"]
 
+# at::internal::GRAIN_SIZE: elementwise calls on fewer elements run on the calling thread alone.
+_GRAIN = 2**15
 # Elements of one (block, rows, groups, n, d) buffer. CPU: 4 MB of float32 stay in the shared cache, and each
 # block costs a few parallel regions, dear on a busy machine. GPU: enough steps per block to amortise launches.
 _CPU_BLOCK, _GPU_BLOCK = 2**20, 2**26
 # Elements advanced by one step: below the CPU figure calls dominate; a GPU is full from its figure on.
-_CPU_STEP, _GPU_STEP = 2**15, 2**22
+_CPU_STEP, _GPU_STEP = _GRAIN - 1, 2**22
 _MIN_CHUNK = 16
 
 
@@ -178,26 +181,46 @@ class _Buffers:
         self.decays = self.decay.unbind(0)
         self.full = [x.source.new_empty(length, rows, groups, n, d) for _ in range(n_state_buffers)]
         self.steps = [f.unbind(0) for f in self.full]
+        self.rate = LOG2_E if x.rate is None else x.rate * LOG2_E
+        # Steps that one call fills: on a CPU just too few for torch to wake its other threads. A step is
+        # worth microseconds, and on a machine with anything else to do a wake-up costs milliseconds.
+        per_step = rows * groups * n * d
+        self.piece = length if x.source.is_cuda else max(1, (_GRAIN - 1) // max(per_step, 1))
 
     def fill_decay(self, x: _Pieces) -> Tensor:
         a = self.decay[: x.source.shape[0]]
-        if x.rate is None:
-            torch.exp(x.step, out=a)
-        else:
-            torch.mul(x.step, x.rate, out=a)
-            a.exp_()
+        for out, step in zip(a.split(self.piece), x.step.split(self.piece), strict=True):
+            torch.mul(step, self.rate, out=out)
+            out.exp2_()
         return a if x.keep is None else a.mul_(x.keep)
 
     def fill_states(self, x: _Pieces, before: Tensor) -> Tensor:
         """States of one block in buffer 0, from the state before it; decays must be filled."""
         k = x.source.shape[0]
         u = self.full[0][:k]
-        torch.mul(x.source, x.write, out=u)
+        pieces = (z.split(self.piece) for z in (u, x.source, x.write))
+        for out, source, write in zip(*pieces, strict=True):
+            torch.mul(source, write, out=out)
         steps, decays = self.steps[0], self.decays
         steps[0].addcmul_(decays[0], before)
         for i in range(1, k):
             steps[i].addcmul_(decays[i], steps[i - 1])
         return u
+
+    def read_out(self, read: Tensor, y: Tensor) -> None:
+        """Outputs of the block whose states are in buffer 0, into ``y`` (k, rows, g, 1, d)."""
+        k, rows, groups = y.shape[:3]
+        if y.is_cuda:
+            y.copy_(torch.matmul(read.transpose(3, 4), self.full[0][:k]))
+        elif rows * groups == 1:
+            # Small products one by one stay on this thread; a batched one would wake the others.
+            reads, outs = read[:, 0, 0].transpose(1, 2).unbind(0), y[:, 0, 0].unbind(0)
+            for u, weights, out in zip(self.steps[0], reads, outs, strict=False):
+                torch.mm(weights, u[0, 0], out=out)
+        else:
+            pieces = (z.split(self.piece) for z in (self.full[0][:k], read, y))
+            for u, weights, out in zip(*pieces, strict=True):
+                out.copy_((u * weights).sum(3, keepdim=True))
 
     def fill_adjoints(self, x: _Pieces, dy: Tensor | None, injected: list[tuple[int, Tensor]], after: Tensor) -> Tensor:
         """Gradients of one block's states in buffer 1: d loss / d state, later steps included."""
@@ -223,7 +246,7 @@ def _tiles(x: _Pieces, n_chunks: int) -> Iterator[tuple[slice, slice]]:
         return
     n = x.write.shape[3]
     per_channel = groups * n
-    width = d if per_channel * d <= 2 * _CPU_STEP else max(1, -(-d // -(-per_channel * d // _CPU_STEP)))
+    width = d if per_channel * d <= _CPU_STEP else max(1, -(-d // -(-per_channel * d // _CPU_STEP)))
     height = max(1, _CPU_STEP // (per_channel * width))
     for r in range(0, rows, height):
         for c in range(0, d, width):
@@ -285,7 +308,7 @@ def _walk(
         u = buffers.fill_states(block, state)
         state.copy_(u[-1])
         if y is not None:
-            y[start:stop] = torch.matmul(block.read.transpose(3, 4), u)
+            buffers.read_out(block.read, y[start:stop])
         if picked:
             for i in range(start, stop):
                 for destination, rows in picked.get(i, ()):
