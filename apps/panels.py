@@ -104,7 +104,7 @@ def _choose(reading: store.Reading) -> tuple[int, str, int, int]:
     view = columns[1].segmented_control(
         "Show",
         wording.VIEWS,
-        default="mean_abs",
+        default="mean",
         required=True,
         key="view",
         bind="query-params",

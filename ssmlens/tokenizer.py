@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmlens.errors import CheckpointError
+from ssmlens.errors import CheckpointError, PromptError, few
 
 __all__ = ["FastTokenizer"]
 
@@ -36,8 +36,20 @@ class FastTokenizer:
             raise CheckpointError(f"{path} is no tokenizer.json: {error}") from error
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
-        return list(self.backend.encode(text).ids)
+        """Token ids of a text.
+
+        Raises:
+            PromptError: naming the words that the vocabulary lacks; taking them for the unknown token would read
+                another text than was given.
+        """
+        encoded = self.backend.encode(text)
+        unknown = getattr(self.backend.model, "unk_token", None)
+        if unknown is not None:
+            spans = (text[a:b] for a, b in encoded.offsets)
+            words = [w for token, w in zip(encoded.tokens, spans, strict=True) if token == unknown and w != unknown]
+            if words:
+                raise PromptError(f"the vocabulary of this model has no {few([repr(w) for w in words])}")
+        return list(encoded.ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of some token ids; special tokens included, partial UTF-8 as U+FFFD."""

@@ -51,11 +51,11 @@ def test_map_badge_layer_click_and_link(view: Any, page_url: str) -> None:
     view.goto(address(page_url))
     expect(drawn(view, "layer 1")).to_be_visible(timeout=WAIT_MS)
     expect(view.get_by_text(re.compile(r"Reconstruction error \d\.\de-\d\d, within tolerance 1e-05"))).to_be_visible()
-    expect(view.get_by_text("Layer 1, mean magnitude over heads")).to_be_visible()
+    expect(view.get_by_text("Layer 1, mean over heads (signed)")).to_be_visible()
 
     view.get_by_role("combobox", name="Layer").click()
     view.get_by_role("option", name="2", exact=True).click()
-    expect(view.get_by_text("Layer 2, mean magnitude over heads")).to_be_visible(timeout=WAIT_MS)
+    expect(view.get_by_text("Layer 2, mean over heads (signed)")).to_be_visible(timeout=WAIT_MS)
     expect(drawn(view, "layer 2")).to_be_visible(timeout=WAIT_MS)
 
     canvas = view.locator("canvas").first

@@ -46,7 +46,7 @@ def test_page_shows_every_panel(page: Callable[..., Any], folder: str) -> None:
     assert messages(app) == []
     assert app.main[0].type == "header"
     shown = words(app)
-    assert "Layer 1, mean magnitude over heads" in shown
+    assert "Layer 1, mean over heads (signed)" in shown
     assert "Reconstruction error" in shown
     assert "within tolerance 1e-05" in shown
     assert f"{len(TEXT)} tokens" in shown
@@ -58,7 +58,7 @@ def test_layer_head_and_target_redraw_without_tracing_again(page: Callable[..., 
     app = page(folder="two", **LOCAL).run()
     assert traced == [len(TEXT)]
     app.selectbox(key="layer").select(2).run()
-    assert "Layer 2, mean magnitude over heads" in words(app)
+    assert "Layer 2, mean over heads (signed)" in words(app)
     app.button_group(key="view").set_value("head").run()
     app.number_input(key="head").set_value(5).run()
     assert "Layer 2, head 5" in words(app)
@@ -195,7 +195,7 @@ def test_an_error_above_the_tolerance_is_said_everywhere(
     # The study of half-lives refuses such a trace; the other panels still draw.
     assert any("above the tolerance" in complaint for complaint in complaints[1:])
     assert "ABOVE tolerance 1e-30" in words(app)
-    assert "Layer 1, mean magnitude over heads" in words(app)
+    assert "Layer 1, mean over heads (signed)" in words(app)
 
 
 def test_a_changed_folder_is_another_model(page: Callable[..., Any], tmp_path: Path, traced: list[int]) -> None:
