@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .inputs import ScanInputs
-from .segments import LOG2_E, split_forgets
+from .segments import base2, split_forgets
 
 __all__ = ["column", "distance", "row"]
 
@@ -85,7 +85,7 @@ def _decay_from(x: ScanInputs, accumulate: Callable[[Tensor], Tensor]) -> Tensor
         assert x.dt is not None
         assert x.A is not None
         steps = accumulate(x.dt.double().transpose(1, 2)[:, :, None])  # (b, h, 1, t)
-        kept = (steps.to(x.dtype) * (x.A[:, :, None] * LOG2_E)).exp2()
+        kept = (steps.to(x.dtype) * base2(x.A)[:, :, None]).exp2()
         if reset is None:
             return kept
         return kept * (accumulate(reset.permute(0, 2, 3, 1).double()) == 0)

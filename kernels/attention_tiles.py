@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .inputs import ScanInputs
-from .segments import LOG2_E, split_forgets
+from .segments import base2, split_forgets
 
 __all__ = ["Tile", "head_blocks", "tiles"]
 
@@ -121,7 +121,7 @@ class _Parts:
         if x.log_decay is None:
             assert x.dt is not None
             assert x.A is not None
-            clock, rate = fold(x.dt[..., None].double()), x.A[:, :, None, None] * LOG2_E
+            clock, rate = fold(x.dt[..., None].double()), base2(x.A)[:, :, None, None]
             if reset is not None:
                 marks = fold(reset).cumsum(-1, dtype=torch.int32)
         else:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .inputs import ScanInputs
-from .segments import LOG2_E
+from .segments import LOG2_E, base2
 
 __all__ = ["scan"]
 
@@ -181,7 +181,7 @@ class _Buffers:
         self.decays = self.decay.unbind(0)
         self.full = [x.source.new_empty(length, rows, groups, n, d) for _ in range(n_state_buffers)]
         self.steps = [f.unbind(0) for f in self.full]
-        self.rate = LOG2_E if x.rate is None else x.rate * LOG2_E
+        self.rate = LOG2_E if x.rate is None else base2(x.rate)
         # Steps that one call fills: on a CPU just too few for torch to wake its other threads. A step is
         # worth microseconds, and on a machine with anything else to do a wake-up costs milliseconds.
         per_step = rows * groups * n * d

@@ -18,13 +18,18 @@ from torch import Tensor
 
 from .inputs import ScanInputs
 
-__all__ = ["FORGET", "LOG2_E", "Clock", "running_clock", "split_forgets"]
+__all__ = ["FORGET", "LOG2_E", "Clock", "base2", "running_clock", "split_forgets"]
 
 LOG2_E = math.log2(math.e)
 """Clocks run in halvings: torch's exp2 is as exact as its exp and four times faster on a CPU."""
 
 # exp(-746) is 0 in float64: below, a decay is a reset.
 FORGET = -746.0
+
+
+def base2(rate: Tensor) -> Tensor:
+    """A natural decay rate per step in halvings, kept finite: a step of 0 times infinity would be NaN."""
+    return (rate * LOG2_E).clamp(min=torch.finfo(rate.dtype).min)
 
 
 def split_forgets(log_decay: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:

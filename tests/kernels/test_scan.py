@@ -10,7 +10,7 @@ from scan_cases import DECAYS, Case, gradients, make, relative_error
 from tolerances import GRAD_TOL, TOL
 from torch import Tensor
 
-from ssmlens.kernels import chunked_diagonal, chunked_matmul, naive, scan
+from ssmlens.kernels import attention, chunked_diagonal, chunked_matmul, naive, scan
 from ssmlens.kernels.inputs import ScanInputs
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -156,6 +156,22 @@ def test_forgetting_everything_has_no_nan_gradient(p: int, decay: str):
     assert all(z.isfinite().all() for z in [*found, *slopes.values()])
     assert not slopes["log_decay"].any()
     assert not slopes["initial"].any()
+
+
+@pytest.mark.parametrize("decay", ["dt*A head", "dt*A state"])
+@pytest.mark.parametrize("p", [1, 3])
+def test_rates_at_the_end_of_the_dtype(p: int, decay: str):
+    """A step of zero keeps everything, any other forgets everything, and nothing is NaN."""
+    x = make(Case(t=20, p=p, decay=decay, initial=True), torch.float32)
+    assert x.A is not None
+    assert x.dt is not None
+    x = x.replace(A=torch.full_like(x.A, torch.finfo(torch.float32).min), dt=x.dt.index_fill(1, torch.tensor([4]), 0.0))
+    for found, true in zip(outputs("chunked", [4])(x), outputs("naive", [4])(x), strict=True):
+        assert relative_error(found, true) < TOL[torch.float32]
+    full = attention.dense(x)
+    assert relative_error(full, naive.attention(x)) < TOL[torch.float32]
+    assert relative_error(attention.row(x, 4), full[:, :, 4]) < TOL[torch.float32]
+    assert relative_error(attention.column(x, 3), full[..., 3]) < TOL[torch.float32]
 
 
 @pytest.mark.parametrize("p", [1, 3])
