@@ -10,7 +10,7 @@ from scan_cases import DECAYS, Case, gradients, make, relative_error
 from tolerances import GRAD_TOL, TOL
 from torch import Tensor
 
-from ssmlens.kernels import attention, chunked_diagonal, chunked_matmul, naive, scan
+from ssmlens.kernels import attention, chunked_diagonal, chunked_matmul, diagonal_walk, naive, scan
 from ssmlens.kernels.inputs import ScanInputs
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -93,8 +93,9 @@ def test_carry_as_one_product(decay: str, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("decay", DECAYS)
 def test_cache_blocks(decay: str, monkeypatch: pytest.MonkeyPatch):
     """Rows, channels and time cut into pieces far smaller than these inputs would get."""
-    monkeypatch.setattr(chunked_diagonal, "_CPU_STEP", 7)
-    monkeypatch.setattr(chunked_diagonal, "_CPU_BLOCK", 40)
+    monkeypatch.setattr(diagonal_walk, "_CPU_STEP", 7)
+    monkeypatch.setattr(diagonal_walk, "_CPU_BLOCK", 40)
+    monkeypatch.setattr(diagonal_walk, "_GRAIN", 61)
     monkeypatch.setattr(chunked_matmul, "_CPU_BUDGET", 2000)
     check(make(Case(t=41, b=3, h=10, p=1, g=2, n=3, decay=decay, initial=True, reset=True)), torch.float64)
     check(make(Case(t=150, b=1, h=2, p=2, g=1, n=3, decay=decay, initial=True, reset=True)), torch.float64)
