@@ -23,6 +23,9 @@ __all__ = ["DENSE_LIMIT", "REDUCTIONS", "ImplicitAttention"]
 DENSE_LIMIT = 2e9
 """Bytes that the result of `ImplicitAttention.dense` or `reduce` may take unless told otherwise."""
 
+Heads = int | slice | Sequence[int] | Tensor | None
+"""Which heads take part: one, a slice, a list, or all."""
+
 REDUCTIONS = ("mean", "mean_abs", "max_abs", "norm")
 """Names that `ImplicitAttention.reduce` takes."""
 
@@ -49,9 +52,7 @@ class ImplicitAttention:
         """The adjoint operator: ``(M.T.apply(y) * x).sum() == (y * M.apply(x)).sum()``."""
         return replace(self, transposed=not self.transposed)
 
-    def dense(
-        self, heads: int | slice | Sequence[int] | None = None, limit: float = DENSE_LIMIT
-    ) -> Float[Tensor, "b h t s"]:
+    def dense(self, heads: Heads = None, limit: float | int = DENSE_LIMIT) -> Float[Tensor, "b h t s"]:
         """The matrices of some heads, (b, h, t, s).
 
         Args:
@@ -88,9 +89,7 @@ class ImplicitAttention:
             raise ValueError(f"x is (b={b}, t={t}, h={h}, p), got {tuple(x.shape)}")
         return tiles.adjoint(self.inputs, x) if self.transposed else tiles.apply(self.inputs, x)
 
-    def reduce(
-        self, how: str, heads: int | slice | Sequence[int] | None = None, limit: float = DENSE_LIMIT
-    ) -> Float[Tensor, "b t s"]:
+    def reduce(self, how: str, heads: Heads = None, limit: float | int = DENSE_LIMIT) -> Float[Tensor, "b t s"]:
         """One map over heads, (b, t, s), never holding (b, h, t, s).
 
         Args:
@@ -122,7 +121,7 @@ class ImplicitAttention:
             rows = [self._position(t) for t in rows]
         return tiles.distance(self.inputs, rows=rows)
 
-    def _check_size(self, call: str, heads: str, count: int, limit: float, advice: str) -> None:
+    def _check_size(self, call: str, heads: str, count: int, limit: float | int, advice: str) -> None:
         b, _, t, s = self.shape
         size = b * count * t * s * self.inputs.dtype.itemsize
         if size > limit:
@@ -138,7 +137,7 @@ class ImplicitAttention:
             raise IndexError(f"position {t} is outside the {length} tokens of this attention")
         return operator.index(t) % length
 
-    def _heads(self, heads: int | slice | Sequence[int] | None) -> list[int] | None:
+    def _heads(self, heads: Heads) -> list[int] | None:
         n = self.inputs.n_heads
         if heads is None:
             return None

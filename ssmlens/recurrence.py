@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -197,7 +198,7 @@ class Recurrence:
         """The matrix M with ``y = M value + skip`` for a zero initial state, as an operator."""
         return ImplicitAttention(self.inputs)
 
-    def __getitem__(self, index: tuple[slice, slice] | slice) -> Recurrence:
+    def __getitem__(self, index: Any) -> Recurrence:
         """A stretch of rows and of time, ``rec[:, a:b]``, carrying the state that the tokens before it left."""
         rows, times = index if isinstance(index, tuple) else (index, slice(None))
         if not (isinstance(rows, slice) and isinstance(times, slice)) or (rows.step, times.step) not in (

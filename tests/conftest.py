@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from torch import Tensor
+
+# The shapes that the annotations of the public classes promise are checked on every call, in the tests only.
+install_import_hook(["ssmlens.attention", "ssmlens.recurrence"], "beartype.beartype")
 
 
 @pytest.fixture
