@@ -18,8 +18,14 @@ from torch import Tensor
 from . import attention_lines, scan
 from .attention_tiles import Tile, head_blocks, tiles
 from .inputs import ScanInputs
+from .workers import in_parts
 
 __all__ = ["REDUCTIONS", "adjoint", "apply", "column", "dense", "distance", "reduce", "row"]
+
+# Elements of all the partial maps that `reduce` keeps, one for each thread.
+_PARTIAL = 2**26
+
+Block = tuple[slice, ScanInputs]
 
 REDUCTIONS = ("mean", "mean_abs", "max_abs", "norm")
 
@@ -37,11 +43,15 @@ def dense(inputs: ScanInputs, heads: slice | Sequence[int] | None = None) -> Ten
     chosen = _heads(inputs, heads)
     count = inputs.n_heads if chosen is None else len(chosen)
     out = inputs.value.new_zeros(inputs.batch, count, inputs.length, inputs.length, dtype=inputs.dtype)
-    for place, x in _blocks(inputs, chosen):
-        for tile in _tiles(x):
-            if tile.start:
-                out[:, place, tile.start : tile.stop, : tile.start] = tile.before
-            out[:, place, tile.start : tile.stop, tile.start : tile.stop] = tile.diagonal
+
+    def fill(blocks: Sequence[Block]) -> None:
+        for place, x in blocks:
+            for tile in _tiles(x):
+                if tile.start:
+                    out[:, place, tile.start : tile.stop, : tile.start] = tile.before
+                out[:, place, tile.start : tile.stop, tile.start : tile.stop] = tile.diagonal
+
+    in_parts(_blocks(inputs, chosen), fill, alone=_alone(inputs))
     return out
 
 
@@ -135,14 +145,20 @@ def reduce(inputs: ScanInputs, how: str, heads: slice | Sequence[int] | None = N
         raise ValueError(f"how is one of {', '.join(REDUCTIONS)}, got {how!r}")
     chosen = _heads(inputs, heads)
     count = inputs.n_heads if chosen is None else len(chosen)
-    out = inputs.value.new_zeros(inputs.batch, inputs.length, inputs.length, dtype=inputs.dtype)
-    for _, x in _blocks(inputs, chosen):
-        for tile in _tiles(x):
-            for columns, part in (
-                (slice(0, tile.start), tile.before),
-                (slice(tile.start, tile.stop), tile.diagonal),
-            ):
-                _accumulate(out[:, tile.start : tile.stop, columns], part, how)
+
+    def reduced(blocks: Sequence[Block]) -> Tensor:
+        out = inputs.value.new_zeros(inputs.batch, inputs.length, inputs.length, dtype=inputs.dtype)
+        for _, x in blocks:
+            for tile in _tiles(x):
+                rows = slice(tile.start, tile.stop)
+                _accumulate(out[:, rows, : tile.start], tile.before, how)
+                _accumulate(out[:, rows, rows], tile.diagonal, how)
+        return out
+
+    most = max(1, _PARTIAL // max(1, inputs.batch * inputs.length**2))
+    out, *others = in_parts(_blocks(inputs, chosen), reduced, alone=_alone(inputs), most=most)
+    for other in others:
+        out = torch.maximum(out, other) if how == "max_abs" else out + other
     if how == "norm":
         return out.sqrt()
     return out if how == "max_abs" else out / count
@@ -168,9 +184,13 @@ def distance(inputs: ScanInputs, rows: Sequence[int] | None = None) -> Tensor:
         shape = (inputs.batch, inputs.n_heads, 0)
         return torch.stack(found, -1) if found else inputs.value.new_zeros(shape, dtype=inputs.dtype)
     out = inputs.value.new_zeros(inputs.batch, inputs.n_heads, inputs.length, dtype=inputs.dtype)
-    for place, x in _blocks(inputs, None):
-        for tile in _tiles(x):
-            out[:, place, tile.start : tile.stop] = _tile_distance(tile)
+
+    def fill(blocks: Sequence[Block]) -> None:
+        for place, x in blocks:
+            for tile in _tiles(x):
+                out[:, place, tile.start : tile.stop] = _tile_distance(tile)
+
+    in_parts(_blocks(inputs, None), fill, alone=_alone(inputs))
     return out if picked is None else out[..., picked]
 
 
@@ -196,9 +216,14 @@ def _accumulate(out: Tensor, part: Tensor, how: str) -> None:
         torch.maximum(out, part.abs().amax(1), out=out)
 
 
-def _blocks(inputs: ScanInputs, heads: list[int] | None) -> Iterator[tuple[slice, ScanInputs]]:
-    if inputs.length:
-        yield from head_blocks(inputs.cast(), heads)
+def _blocks(inputs: ScanInputs, heads: list[int] | None) -> list[Block]:
+    return list(head_blocks(inputs.cast(), heads)) if inputs.length else []
+
+
+def _alone(inputs: ScanInputs) -> bool:
+    """Whether work on these inputs stays on this thread: a GPU has its own, and a graph is recorded here."""
+    recorded = torch.is_grad_enabled() and any(z.requires_grad for z in inputs.tensors().values())
+    return inputs.value.device.type != "cpu" or recorded
 
 
 def _tiles(x: ScanInputs) -> Iterator[Tile]:

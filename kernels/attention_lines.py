@@ -6,13 +6,14 @@ taken, so the nearest entries are as exact as the furthest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from .inputs import ScanInputs
 from .segments import base2, split_forgets
+from .workers import in_parts
 
 __all__ = ["column", "distance", "row"]
 
@@ -42,8 +43,15 @@ def distance(inputs: ScanInputs, t: int) -> Tensor:
 
 
 def _by_heads(inputs: ScanInputs, line: Callable[[ScanInputs], Tensor]) -> Tensor:
-    with torch.autocast(inputs.value.device.type, enabled=False):
-        return torch.cat([line(x.cast()) for x in _head_blocks(inputs)], 1)
+    recorded = torch.is_grad_enabled() and any(z.requires_grad for z in inputs.tensors().values())
+    device = inputs.value.device.type
+
+    def lines(blocks: Sequence[ScanInputs]) -> list[Tensor]:
+        with torch.autocast(device, enabled=False):
+            return [line(x.cast()) for x in blocks]
+
+    parts = in_parts(list(_head_blocks(inputs)), lines, alone=recorded or device != "cpu")
+    return torch.cat([z for part in parts for z in part], 1)
 
 
 def _head_blocks(x: ScanInputs) -> Iterator[ScanInputs]:
