@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,10 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 from torch import Tensor
+
+# Without a CUDA device the Triton kernels run in Triton's interpreter, which has to be asked for before they are imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The shapes that the annotations of the public classes promise are checked on every call, in the tests only.
 install_import_hook(["ssmlens.attention", "ssmlens.recurrence"], "beartype.beartype")
