@@ -1,7 +1,8 @@
 """The recurrence of `inputs`: outputs, final state and states at chosen times.
 
-Which implementation runs is an argument with a visible default. ``"naive"`` is the loop of `naive`;
-``"chunked"`` (PyTorch, CPU and GPU) is what ``"auto"`` chooses. All agree within the tolerances of the
+Which implementation runs is an argument with a visible default. ``"naive"`` is the loop of `naive`, ``"chunked"``
+PyTorch on any device, ``"triton"`` the kernels of `fused` on a GPU (or in Triton's interpreter). ``"auto"`` chooses
+Triton for CUDA tensors narrower than float64, and the chunked path elsewhere. All agree within the tolerances of the
 tests and differentiate with respect to every floating input.
 """
 
@@ -13,28 +14,38 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from . import chunked, naive
+from .backend import IMPLS, resolve
 from .inputs import ScanInputs
 
-__all__ = ["IMPLS", "run", "states"]
+__all__ = ["IMPLS", "PRECISIONS", "run", "states"]
 
-IMPLS = ("auto", "naive", "chunked")
+PRECISIONS = ("float32", "bfloat16")
 
 
-def run(inputs: ScanInputs, *, impl: str = "auto") -> tuple[Tensor, Tensor]:
+def run(inputs: ScanInputs, *, impl: str = "auto", precision: str = "float32") -> tuple[Tensor, Tensor]:
     """Outputs ``y[t] = h[t] @ read[t]`` and the state after the last token.
 
     Args:
         inputs: the recurrence; any floating dtype.
         impl: one of `IMPLS`.
+        precision: of the matrix products inside a chunk, one of `PRECISIONS`; "bfloat16" (relative error about 1e-2)
+            serves Triton's matrix units, everything else computes at least in float32 whatever is asked.
 
     Returns:
         y (b, t, h, p) and the final state (b, h, p, n), both in ``inputs.dtype`` (float64 for float64
         inputs, else float32); with t = 0 the final state is the initial one.
 
     Raises:
-        ValueError: unknown ``impl``.
+        ValueError: unknown ``impl`` or ``precision``, or "triton" where it cannot run.
     """
-    return (naive if _known(impl) == "naive" else chunked).run(inputs)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
+    chosen = resolve(impl, inputs)
+    if chosen == "triton":
+        from .fused import dispatch
+
+        return dispatch.run(inputs, precision)
+    return (naive if chosen == "naive" else chunked).run(inputs)
 
 
 def states(inputs: ScanInputs, at: Iterable[int] | Tensor | None = None, *, impl: str = "auto") -> Tensor:
@@ -50,16 +61,15 @@ def states(inputs: ScanInputs, at: Iterable[int] | Tensor | None = None, *, impl
         (b, len(at) or t, h, p, n) in ``inputs.dtype``; the state after step t contains token t.
 
     Raises:
-        ValueError: unknown ``impl``, or a position outside the sequence.
+        ValueError: unknown ``impl``, "triton" where it cannot run, or a position outside the sequence.
     """
-    kernel = naive if _known(impl) == "naive" else chunked
-    return kernel.states(inputs, None if at is None else _positions(at, inputs.length))
+    chosen = resolve(impl, inputs)
+    positions = None if at is None else _positions(at, inputs.length)
+    if chosen == "triton":
+        from .fused import dispatch
 
-
-def _known(impl: str) -> str:
-    if impl not in IMPLS:
-        raise ValueError(f"impl is one of {', '.join(IMPLS)}, got {impl!r}")
-    return impl
+        return dispatch.states(inputs, positions)
+    return (naive if chosen == "naive" else chunked).states(inputs, positions)
 
 
 def _positions(at: Iterable[int] | Tensor, length: int) -> list[int]:
