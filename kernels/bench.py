@@ -198,8 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--repeats is at least 1, got {options.repeats}")
         for name in options.ops or OPS:
             if name == "trace":
-                for found in peers.traces(options.small, options.repeats, timed):
-                    rows.append({**found, "device": device_name("cpu")})
+                for found in peers.traces(options.small, options.repeats, timed, options.device):
+                    rows.append({**found, "device": device_name(options.device)})
                     _show(rows[-1])
                 continue
             for size in sizes(name, options.device, options.small):
