@@ -34,22 +34,23 @@ from ..segments import base2
 
 __all__ = ["Tuning", "column", "distance", "row"]
 
-# Nats of a step that forgets everything: a million of them are finite in float32, and any decay is zero.
-_FORGET = tl.constexpr(1e30)
+# The largest step, and the nats of one that forgets everything: millions of them are finite in float32.
+_FORGET = tl.constexpr(1e31)
 # Halvings after which float32 is exactly 0.
 _UNDERFLOW = tl.constexpr(-150.0)
-_LARGEST = tl.constexpr(3e38)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Sizes of tiles: ``tokens`` x ``heads`` with ``warps`` for the line, and ``channels`` of steps to sum."""
+    """Sizes of tiles: ``tokens`` x ``heads`` with ``warps`` for the line, ``unroll`` states at once, and ``channels``
+    of steps to sum with ``sum_warps``."""
 
-    tokens: int = 128
+    tokens: int = 64
     heads: int = 64
-    warps: int = 8
-    channels: int = 64
+    warps: int = 4
+    unroll: int = 4
+    channels: int = 128
     sum_warps: int = 4
 
 
@@ -115,7 +116,8 @@ class _Line:
         n = x.d_state
         self.options = dict(
             ROW=is_row, LOG=log, WIDE=wide, GAIN=gain is not None, RESET=x.reset is not None, SHARED=shared,
-            N=n, NB=min(32, triton.next_power_of_2(n)), S=tuning.tokens, H=heads, num_warps=tuning.warps,
+            N=n, NB=min(32, triton.next_power_of_2(n)), S=tuning.tokens, H=heads, U=tuning.unroll,
+            num_warps=tuning.warps,
         )  # fmt: skip
 
     def write(self, out: Tensor) -> None:
@@ -163,7 +165,7 @@ def _tuned(x: ScanInputs, fixed: Tensor, moving: Tensor) -> Tuning:
     for g in (fixed.shape[1], moving.shape[2]):
         while g > 1 and heads > 8 and (x.n_heads // g) % heads:
             heads //= 2
-    tokens = min(8192 // heads, max(16, triton.next_power_of_2(x.length)))
+    tokens = min(4096 // heads, max(16, triton.next_power_of_2(x.length)))
     return Tuning(tokens=tokens, heads=heads)
 
 
@@ -171,9 +173,7 @@ def _tuned(x: ScanInputs, fixed: Tensor, moving: Tensor) -> Tuning:
 def _load_steps(step_ptr, place, mask, LOG: tl.constexpr):
     """The step sizes at these places, or the nats that they forget (LOG); 0 outside the mask."""
     steps = tl.load(step_ptr + place, mask=mask, other=0.0).to(tl.float32)
-    if LOG:
-        steps = tl.minimum(-steps, _FORGET)
-    return steps
+    return tl.minimum(-steps if LOG else steps, _FORGET)
 
 
 @triton.jit
@@ -239,6 +239,7 @@ def _line(
     moving_b, moving_t, moving_g, moving_n, fixed_groups, moving_groups, out_ptr, far_ptr, begin,
     ROW: tl.constexpr, LOG: tl.constexpr, WIDE: tl.constexpr, GAIN: tl.constexpr, RESET: tl.constexpr,
     SHARED: tl.constexpr, MOMENTS: tl.constexpr, N: tl.constexpr, NB: tl.constexpr, S: tl.constexpr, H: tl.constexpr,
+    U: tl.constexpr,
 ):  # fmt: skip
     """S entries of a line for H heads, or (MOMENTS) their mass and the sum of their distances.
 
@@ -252,7 +253,7 @@ def _line(
     h = first_head + tl.arange(0, H)
     batch = tl.program_id(1).to(tl.int64)
     known = h < heads
-    position = block * S + tl.arange(0, S)
+    position = block * S + ((S - 1) - tl.arange(0, S) if ROW else tl.arange(0, S))
     if ROW:
         low, high = 0, at
     else:
@@ -275,14 +276,13 @@ def _line(
                 slowest = tl.maximum(slowest, -nats)
             else:
                 rate = tl.load(rate_ptr + j * heads + h, mask=known, other=0.0)
-                time = tl.minimum(tl.load(carry_ptr + h, mask=known, other=0.0), _LARGEST)
-                slowest = tl.maximum(slowest, time * rate)
+                slowest = tl.maximum(slowest, tl.load(carry_ptr + h, mask=known, other=0.0) * rate)
         if tl.max(tl.where(known, slowest, float("-inf")), axis=0) > _UNDERFLOW:
             line = _entries(
                 step_ptr + batch * step_b, carry_ptr, rate_ptr, fixed_ptr + batch * fixed_b,
                 moving_ptr + batch * moving_b, position, reached, h, first_head, at, length, heads, step_t, step_h,
                 step_n, fixed_g, fixed_n, moving_t, moving_g, moving_n, fixed_groups, moving_groups,
-                ROW, LOG, WIDE, SHARED, N, NB, S, H,
+                ROW, LOG, WIDE, SHARED, N, NB, S, H, U,
             )  # fmt: skip
             if GAIN:
                 # dt of the source: of every entry of a row, of the line itself for a column.
@@ -298,8 +298,8 @@ def _line(
         tl.store(out_ptr + place, tl.sum(mass, axis=0), mask=known)
         tl.store(far_ptr + place, tl.sum(mass * (at - position).to(tl.float32)[:, None], axis=0), mask=known)
     else:
-        place = (batch * heads + h)[:, None] * length + position[None, :]
-        tl.store(out_ptr + place, tl.trans(line), mask=known[:, None] & (position < length)[None, :])
+        place = (batch * heads + h)[None, :] * length + position[:, None]
+        tl.store(out_ptr + place, line, mask=(position < length)[:, None] & known[None, :])
 
 
 @triton.jit
@@ -307,7 +307,7 @@ def _entries(
     step_ptr, carry_ptr, rate_ptr, fixed_ptr, moving_ptr, position, reached, h, first_head, at, length, heads, step_t,
     step_h, step_n, fixed_g, fixed_n, moving_t, moving_g, moving_n, fixed_groups, moving_groups,
     ROW: tl.constexpr, LOG: tl.constexpr, WIDE: tl.constexpr, SHARED: tl.constexpr, N: tl.constexpr, NB: tl.constexpr,
-    S: tl.constexpr, H: tl.constexpr,
+    S: tl.constexpr, H: tl.constexpr, U: tl.constexpr,
 ):  # fmt: skip
     """The entries (S, H) of a line without dt of the source, 0 where not reached."""
     known = h < heads
@@ -323,13 +323,13 @@ def _entries(
         moving_ptr += position.to(tl.int64)[:, None] * moving_t + group
     clock = tl.zeros((S, H), dtype=tl.float32)
     if not (LOG and WIDE):
-        clock = tl.cumsum(_load_steps(step_ptr, 0, stepped, LOG), axis=0, reverse=ROW)
-        clock = tl.minimum(clock + tl.load(carry_ptr + h, mask=known, other=0.0)[None, :], _LARGEST)
+        clock = tl.cumsum(_load_steps(step_ptr, 0, stepped, LOG), axis=0)
+        clock += tl.load(carry_ptr + h, mask=known, other=0.0)[None, :]
     line = tl.zeros((S, H), dtype=tl.float32)
     if WIDE:
-        for j in tl.range(0, N, loop_unroll_factor=4 if N % 4 == 0 else 1):
+        for j in tl.range(0, N, loop_unroll_factor=U if N % U == 0 else 1):
             if LOG:
-                clock = tl.cumsum(_load_steps(step_ptr, j * step_n, stepped, LOG), axis=0, reverse=ROW)
+                clock = tl.cumsum(_load_steps(step_ptr, j * step_n, stepped, LOG), axis=0)
                 clock += tl.load(carry_ptr + h * N + j, mask=known, other=0.0)[None, :]
                 kept = tl.exp2(clock * -_LOG2_E)
             else:
