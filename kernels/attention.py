@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from . import attention_lines, scan
+from . import attention_lines, attention_mass, scan
 from .attention_tiles import Tile, head_blocks, tiles
 from .inputs import ScanInputs
 from .workers import in_parts
 
-__all__ = ["REDUCTIONS", "adjoint", "apply", "column", "dense", "distance", "reduce", "row"]
+__all__ = ["REDUCTIONS", "adjoint", "apply", "column", "dense", "distance", "quantile", "reduce", "row", "topk"]
 
 # Elements of all the partial maps that `reduce` keeps, one for each thread.
 _PARTIAL = 2**26
@@ -194,6 +194,52 @@ def distance(inputs: ScanInputs, rows: Sequence[int] | None = None) -> Tensor:
     return out if picked is None else out[..., picked]
 
 
+def quantile(inputs: ScanInputs, q: float | Sequence[float], rows: Sequence[int] | None = None) -> Tensor:
+    """Distance in tokens within which a share q of a row's mass lies, counted back from the row.
+
+    The smallest d with sum over s >= t - d of |M[t, s]| at least q times the sum over all s; no (b, h, t, s) buffer.
+
+    Args:
+        inputs: the recurrence.
+        q: above 0 and at most 1; a sequence gives one more axis.
+        rows: as for `distance`.
+
+    Returns:
+        (b, h, len(rows) or t), or (b, h, len(rows) or t, len(q)), whole numbers in ``inputs.dtype``; NaN where the row
+        is all zero.
+
+    Raises:
+        ValueError: a share or a row outside its range.
+    """
+    single = isinstance(q, (int, float))
+    shares = [float(q)] if isinstance(q, (int, float)) else [float(z) for z in q]
+    for share in shares:
+        if not 0 < share <= 1:
+            raise ValueError(f"q is a share above 0 and at most 1, got {share}")
+    found = attention_mass.quantile(inputs, shares, _rows(inputs, rows), lambda t: row(inputs, t))
+    return found[..., 0] if single else found
+
+
+def topk(inputs: ScanInputs, k: int, rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+    """The k sources of a row with the largest |M|, largest first, the nearest first among equals.
+
+    Args:
+        inputs: the recurrence.
+        k: at least 1.
+        rows: as for `distance`.
+
+    Returns:
+        Signed values and source positions (int64), both (b, h, len(rows) or t, k). An entry of exactly 0 is no source:
+        what is left of the k is 0 at position -1.
+
+    Raises:
+        ValueError: k below 1, or a row outside the sequence.
+    """
+    if k < 1:
+        raise ValueError(f"k is at least 1, got {k}")
+    return attention_mass.topk(inputs, k, _rows(inputs, rows), lambda t: row(inputs, t))
+
+
 def _tile_distance(tile: Tile) -> Tensor:
     """(b, h, rows) mean distance; only non-negative numbers are added, so nothing cancels."""
     before, diagonal = tile.before.abs(), tile.diagonal.abs()
@@ -256,6 +302,10 @@ def _position(inputs: ScanInputs, t: int) -> int:
     if not -length <= t < length:
         raise ValueError(f"position {t} is outside the sequence of {length} tokens")
     return t % length
+
+
+def _rows(inputs: ScanInputs, rows: Sequence[int] | None) -> Sequence[int]:
+    return range(inputs.length) if rows is None else [_position(inputs, t) for t in rows]
 
 
 def _recordable(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssmlens.errors import MemoryLimitError
@@ -115,11 +115,38 @@ class ImplicitAttention:
         NaN where a row is all zero. This is the "Mamba mean distance" of DeciMamba (Ben-Kish et al., ICLR 2025)
         per head and row; row 0 gives 0.
         """
+        return tiles.distance(self.inputs, rows=self._rows("distance", rows))
+
+    def quantile(self, q: float | Sequence[float], rows: Sequence[int] | None = None) -> Float[Tensor, "b h k *q"]:
+        """Distance in tokens, back from each row, within which a share q of its abs(M) lies, (b, h, len(rows) or t).
+
+        The smallest d with at least q of the row's abs(M) at sources t - d to t; a sequence of shares adds an axis
+        (b, h, rows, len(q)). NaN where a row is all zero. Whole rows are never held for all heads and rows at once.
+
+        Raises:
+            ValueError: when a share is not above 0 and at most 1, or for the transposed operator.
+            IndexError: when a row does not exist.
+        """
+        return tiles.quantile(self.inputs, q, rows=self._rows("quantile", rows))
+
+    def topk(
+        self, k: int, rows: Sequence[int] | None = None
+    ) -> tuple[Float[Tensor, "b h r k"], Int[Tensor, "b h r k"]]:
+        """The k largest sources of each row by abs(M): signed values and positions, (b, h, len(rows) or t, k) each.
+
+        Largest first, the nearest first among equals. An entry of exactly 0 is no source: where fewer than k are left,
+        the value is 0 and the position -1.
+
+        Raises:
+            ValueError: when k is below 1, or for the transposed operator.
+            IndexError: when a row does not exist.
+        """
+        return tiles.topk(self.inputs, operator.index(k), rows=self._rows("topk", rows))
+
+    def _rows(self, call: str, rows: Sequence[int] | None) -> list[int] | None:
         if self.transposed:
-            raise ValueError("distance() reads rows of M, not of its transpose: use attention.distance(...)")
-        if rows is not None:
-            rows = [self._position(t) for t in rows]
-        return tiles.distance(self.inputs, rows=rows)
+            raise ValueError(f"{call}() reads rows of M, not of its transpose: use attention.{call}(...)")
+        return None if rows is None else [self._position(t) for t in rows]
 
     def _check_size(self, call: str, heads: str, count: int, limit: float | int, advice: str) -> None:
         b, _, t, s = self.shape

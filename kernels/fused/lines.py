@@ -202,7 +202,11 @@ def _sum_blocks(
     c = (tl.program_id(0) % across) * C + tl.arange(0, C)
     batch = tl.program_id(1).to(tl.int64)
     step, exists = _stepped((first + block) * S + tl.arange(0, S), at, length, ROW)
-    place = batch * step_b + step.to(tl.int64)[:, None] * step_t + ((c // M).to(tl.int64) * step_h + c % M * step_n)[None, :]
+    place = (
+        batch * step_b
+        + step.to(tl.int64)[:, None] * step_t
+        + ((c // M).to(tl.int64) * step_h + c % M * step_n)[None, :]
+    )
     steps = _load_steps(step_ptr, place, exists[:, None] & (c < channels)[None, :], LOG)
     tl.store(sum_ptr + (batch * blocks + block) * channels + c, tl.sum(steps, axis=0), mask=c < channels)
 

@@ -83,7 +83,9 @@ def test_a_row_without_mass_has_no_distance():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("decay", DECAYS)
 def test_half_precision_inputs_lose_nothing_more(decay: str, dtype: torch.dtype):
-    x = make(Case(t=21, decay=decay, reset=True), torch.float32).map(lambda z: z.to(dtype) if z.is_floating_point() else z)
+    x = make(Case(t=21, decay=decay, reset=True), torch.float32).map(
+        lambda z: z.to(dtype) if z.is_floating_point() else z
+    )
     true = naive.attention(x.cast(torch.float64))
     assert relative_error(lines.row(on_device(x), 20, SMALL).cpu(), true[:, :, 20]) < TOLERANCE
     assert relative_error(lines.column(on_device(x), 2, SMALL).cpu(), true[..., 2]) < TOLERANCE
@@ -155,10 +157,14 @@ def test_a_long_line_of_a_constant_decay_is_geometric(decay: str):
     tuning = Tuning(tokens=128, heads=4)
     row, column = lines.row(on_device(x), 700, tuning).cpu(), lines.column(on_device(x), 300, tuning).cpu()
     assert relative_error(row, (-(700 - age).clamp(min=0) / half).exp2().where(age <= 700, 0.0).expand(1, 3, t)) < 1e-6
-    assert relative_error(column, (-(age - 300).clamp(min=0) / half).exp2().where(age >= 300, 0.0).expand(1, 3, t)) < 1e-6
+    assert (
+        relative_error(column, (-(age - 300).clamp(min=0) / half).exp2().where(age >= 300, 0.0).expand(1, 3, t)) < 1e-6
+    )
     a = 2 ** (-1 / half)
     # The mean of a geometric distribution; 999 tokens are 20 half-lives, so the rest is 1e-6 of it.
-    assert lines.distance(on_device(x), [999], tuning).cpu() == pytest.approx(torch.full((1, 3, 1), a / (1 - a)), rel=3e-5)
+    assert lines.distance(on_device(x), [999], tuning).cpu() == pytest.approx(
+        torch.full((1, 3, 1), a / (1 - a)), rel=3e-5
+    )
 
 
 def test_underflowed_blocks_are_exact_zeros():
