@@ -1,0 +1,403 @@
+"""Triton kernels of `walk_backward`: the adjoint of the diagonal walk, segments of time side by side.
+
+Every kernel works on a block of heads. One thread holds the states of a few heads and a few entries of n: tensors are
+(M, D, L), with D heads and L states spread over threads and M states in the thread, and J of them, in tuples, for J
+times as many heads. The shape decides where sums happen: over M and J in registers, over L and D by shuffles.
+Triton gives the last axes of a tensor to threads and the first ones to registers, which is all this relies on.
+"""
+
+# Arguments of Triton kernels are pointers and scalars that have no Python types.
+# mypy: disallow-untyped-defs=False
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+
+__all__ = ["add_up", "carry", "local_ends", "walk_back"]
+
+LOG2_E = tl.constexpr(math.log2(math.e))
+LN_2 = tl.constexpr(math.log(2))
+# A finite rate times a step of 0 is 0; a rate of -3e38 nats is infinite in base 2.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+
+# How the decay is given: `dt * A` or a log-decay, one per head or one per state.
+RATE_HEAD = tl.constexpr(0)
+RATE_STATE = tl.constexpr(1)
+LOG_HEAD = tl.constexpr(2)
+LOG_STATE = tl.constexpr(3)
+
+# Gradients of states that were handed out: none, at times found through a table, at every time.
+SOME = tl.constexpr(1)
+EVERY = tl.constexpr(2)
+
+
+@triton.jit
+def _heads(block, UNIT: tl.constexpr, BLOCKS: tl.constexpr, D: tl.constexpr, J: tl.constexpr):
+    """The heads of a block, J tensors (1, D, 1), and which of them exist. A block stays inside its unit of heads."""
+    first = (block % BLOCKS) * (J * D)
+    heads, live = (), ()
+    for j in tl.static_range(J):
+        inside = first + j * D + tl.arange(0, D)[None, :, None]
+        heads += ((block // BLOCKS) * UNIT + inside,)
+        live += (inside < UNIT,)
+    return heads, live
+
+
+@triton.jit
+def _states(M: tl.constexpr, L: tl.constexpr):
+    return tl.arange(0, M)[:, None, None] * L + tl.arange(0, L)[None, None, :]
+
+
+@triton.jit
+def _per_head(pointer, stride, heads, live, on, J: tl.constexpr):
+    """J tensors (1, D, 1) of one step, zero where a head or the step does not exist."""
+    out = ()
+    for j in tl.static_range(J):
+        at = pointer + heads[j].to(tl.int64) * stride
+        out += (tl.load(at, mask=live[j] & on, other=0.0).to(tl.float32),)
+    return out
+
+
+@triton.jit
+def _per_state(pointer, stride_h, stride_n, heads, live, n, on, N: tl.constexpr, J: tl.constexpr):
+    """J tensors (M, D, L) of one step, zero outside."""
+    out = ()
+    for j in tl.static_range(J):
+        at = pointer + heads[j].to(tl.int64) * stride_h + n * stride_n
+        out += (tl.load(at, mask=live[j] & (n < N) & on, other=0.0).to(tl.float32),)
+    return out
+
+
+@triton.jit
+def _rates(a_ptr, a_h, a_n, heads, live, n, N: tl.constexpr, J: tl.constexpr, KIND: tl.constexpr):
+    """Decay rates in base 2: per head (1, D, 1) or per state; those of a log-decay are one constant."""
+    out = ()
+    for j in tl.static_range(J):
+        if KIND == RATE_STATE:
+            at = a_ptr + heads[j] * a_h + n * a_n
+            rate = tl.load(at, mask=live[j] & (n < N), other=0.0).to(tl.float32)
+            out += (tl.maximum(rate * LOG2_E, LOWEST),)
+        elif KIND == RATE_HEAD:
+            rate = tl.load(a_ptr + heads[j] * a_h, mask=live[j], other=0.0).to(tl.float32)
+            out += (tl.maximum(rate * LOG2_E, LOWEST),)
+        else:
+            out += (LOG2_E,)
+    return out
+
+
+@triton.jit
+def _log_steps(pointer, stride_h, stride_n, heads, live, n, on, N: tl.constexpr, J: tl.constexpr, KIND: tl.constexpr):
+    """What the rate multiplies when the decay is given as a log-decay."""
+    if KIND == LOG_STATE:
+        return _per_state(pointer, stride_h, stride_n, heads, live, n, on, N, J)
+    return _per_head(pointer, stride_h, heads, live, on, J)
+
+
+@triton.jit
+def _decay(step, rate, keep, RESET: tl.constexpr):
+    """exp of a log-decay. -inf gives 0, and a reset is no number of the exponent."""
+    a = tl.exp2(step * rate)
+    if RESET:
+        a *= keep
+    return a
+
+
+@triton.jit
+def _kept(reset_ptr, on):
+    return tl.where(tl.load(reset_ptr, mask=on, other=0) != 0, 0.0, 1.0)
+
+
+@triton.jit
+def _injected(
+    q, ds_ptr, ds_k, ds_h, ds_n, slot_ptr, t, heads, live, n, on, N: tl.constexpr, J: tl.constexpr, PICKS: tl.constexpr
+):  # fmt: skip
+    """Adds the gradient of the state that was handed out after step t, if one was."""
+    slot = t
+    if PICKS == SOME:
+        slot = tl.load(slot_ptr + t, mask=on, other=-1)
+    found = _per_state(ds_ptr + slot.to(tl.int64) * ds_k, ds_h, ds_n, heads, live, n, on & (slot >= 0), N, J)
+    out = ()
+    for j in tl.static_range(J):
+        out += (q[j] + found[j],)
+    return out
+
+
+@triton.jit
+def local_ends(
+    dt_ptr, a_ptr, log_ptr, read_ptr, dy_ptr, reset_ptr, ds_ptr, slot_ptr, ends_ptr, decays_ptr,
+    length, n_segments,
+    dt_b, dt_t, dt_h, a_h, a_n, log_b, log_t, log_h, log_n, read_b, read_t, read_g, read_n, dy_b, dy_t, dy_h,
+    reset_b, reset_t, ds_b, ds_k, ds_h, ds_n,
+    H: tl.constexpr, N: tl.constexpr, UNIT: tl.constexpr, BLOCKS: tl.constexpr, READ_HEADS: tl.constexpr,
+    KIND: tl.constexpr, RESET: tl.constexpr, PICKS: tl.constexpr, DY: tl.constexpr,
+    SEGMENT: tl.constexpr, K: tl.constexpr, J: tl.constexpr, M: tl.constexpr, D: tl.constexpr, L: tl.constexpr,
+):  # fmt: skip
+    """What leaves each segment through its start when nothing enters its end, and the decay across the segment."""
+    block, segment, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    heads, live = _heads(block, UNIT, BLOCKS, D, J)
+    n = _states(M, L)
+    group = (block // BLOCKS) * UNIT // READ_HEADS
+    rates = _rates(a_ptr, a_h, a_n, heads, live, n, N, J, KIND)
+    read_ptr += b * read_b + group * read_g
+    q, total = (), ()
+    for _ in tl.static_range(J):
+        q += (tl.zeros((M, D, L), dtype=tl.float32),)
+        if KIND == LOG_STATE:
+            total += (tl.zeros((M, D, L), dtype=tl.float32),)
+        else:
+            total += (tl.zeros((1, D, 1), dtype=tl.float32),)
+    keeps = tl.full((1, 1, 1), 1.0, dtype=tl.float32)
+    stop = tl.minimum((segment + 1) * SEGMENT, (length + K - 1) // K * K)
+    for i in range((stop - segment * SEGMENT) // K):
+        for u in tl.static_range(K):
+            t = stop - 1 - i * K - u
+            on = t < length
+            far = t.to(tl.int64)
+            if KIND <= RATE_STATE:
+                steps = _per_head(dt_ptr + b * dt_b + far * dt_t, dt_h, heads, live, on, J)
+            else:
+                steps = _log_steps(log_ptr + b * log_b + far * log_t, log_h, log_n, heads, live, n, on, N, J, KIND)
+            keep = 1.0
+            if RESET:
+                keep = _kept(reset_ptr + b * reset_b + far * reset_t, on)
+                keeps *= keep
+            if PICKS:
+                q = _injected(q, ds_ptr + b * ds_b, ds_k, ds_h, ds_n, slot_ptr, t, heads, live, n, on, N, J, PICKS)
+            if DY:
+                dy = _per_head(dy_ptr + b * dy_b + far * dy_t, dy_h, heads, live, on, J)
+                read = tl.load(read_ptr + far * read_t + n * read_n, mask=(n < N) & on, other=0.0).to(tl.float32)
+            now, sums = (), ()
+            for j in tl.static_range(J):
+                a = _decay(steps[j], rates[j], keep, RESET)
+                if DY:
+                    now += (a * (q[j] + dy[j] * read),)
+                else:
+                    now += (a * q[j],)
+                sums += (total[j] + steps[j],)
+            q, total = now, sums
+    for j in tl.static_range(J):
+        at = ((b * n_segments + segment) * H + heads[j]) * N + n
+        inside = live[j] & (n < N)
+        tl.store(ends_ptr + at, q[j], mask=inside)
+        tl.store(decays_ptr + at, tl.exp2(total[j] * rates[j]) * keeps, mask=inside)
+
+
+@triton.jit
+def carry(ends_ptr, decays_ptr, final_ptr, n_segments, size, FINAL: tl.constexpr, BLOCK: tl.constexpr):
+    """Turns what leaves each segment into what enters its end, in place, from the last segment to the first."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    b = tl.program_id(1).to(tl.int64)
+    inside = at < size
+    q = tl.zeros((BLOCK,), dtype=tl.float32)
+    if FINAL:
+        q = tl.load(final_ptr + b * size + at, mask=inside, other=0.0).to(tl.float32)
+    for i in range(n_segments):
+        here = (b * n_segments + n_segments - 1 - i) * size + at
+        end = tl.load(ends_ptr + here, mask=inside, other=0.0)
+        decay = tl.load(decays_ptr + here, mask=inside, other=0.0)
+        tl.store(ends_ptr + here, q, mask=inside)
+        q = end + decay * q
+
+
+@triton.jit
+def walk_back(
+    value_ptr, dt_ptr, a_ptr, log_ptr, write_ptr, read_ptr, dy_ptr, reset_ptr, ds_ptr, slot_ptr,
+    initial_ptr, bounds_ptr, enter_ptr,
+    dvalue_ptr, ddt_ptr, da_ptr, dlog_ptr, dwrite_ptr, dread_ptr, dinitial_ptr,
+    length, n_segments, n_bounds,
+    value_b, value_t, value_h, dt_b, dt_t, dt_h, a_h, a_n, log_b, log_t, log_h, log_n,
+    write_b, write_t, write_g, write_n, read_b, read_t, read_g, read_n, dy_b, dy_t, dy_h,
+    reset_b, reset_t, ds_b, ds_k, ds_h, ds_n,
+    H: tl.constexpr, N: tl.constexpr, UNIT: tl.constexpr, BLOCKS: tl.constexpr,
+    WRITE_HEADS: tl.constexpr, READ_HEADS: tl.constexpr,
+    KIND: tl.constexpr, DT: tl.constexpr, RESET: tl.constexpr, PICKS: tl.constexpr, DY: tl.constexpr,
+    INITIAL: tl.constexpr, ENTER: tl.constexpr,
+    SEGMENT: tl.constexpr, EACH: tl.constexpr, K: tl.constexpr,
+    J: tl.constexpr, M: tl.constexpr, D: tl.constexpr, L: tl.constexpr,
+):  # fmt: skip
+    """All gradients of one segment: K steps forward with their states in registers, the same steps back, and so on.
+
+    States come from memory before every EACH steps (a multiple of K).
+    """
+    block, segment, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    heads, live = _heads(block, UNIT, BLOCKS, D, J)
+    n = _states(M, L)
+    first = (block // BLOCKS) * UNIT
+    rates = _rates(a_ptr, a_h, a_n, heads, live, n, N, J, KIND)
+    value_ptr += b * value_b
+    dy_ptr += b * dy_b
+    write_ptr += b * write_b + first // WRITE_HEADS * write_g
+    read_ptr += b * read_b + first // READ_HEADS * read_g
+    if DT:
+        dt_ptr += b * dt_b
+    if KIND >= LOG_HEAD:
+        log_ptr += b * log_b
+    if RESET:
+        reset_ptr += b * reset_b
+    q, da = (), ()
+    for j in tl.static_range(J):
+        if ENTER:
+            entry = enter_ptr + ((b * n_segments + segment) * H + heads[j]) * N + n
+            q += (tl.load(entry, mask=live[j] & (n < N), other=0.0).to(tl.float32),)
+        else:
+            q += (tl.zeros((M, D, L), dtype=tl.float32),)
+        if KIND == RATE_STATE:
+            da += (tl.zeros((M, D, L), dtype=tl.float32),)
+        else:
+            da += (tl.zeros((1, D, 1), dtype=tl.float32),)
+    stop = tl.minimum((segment + 1) * SEGMENT, (length + K - 1) // K * K)
+    for i in range((stop - segment * SEGMENT) // K):
+        start = stop - (i + 1) * K
+        # The state before step `start`: from memory, then forward to it where EACH is several K.
+        state = ()
+        bound = start // EACH
+        for j in tl.static_range(J):
+            at = ((b * n_bounds + bound - 1) * H + heads[j]) * N + n
+            inside = live[j] & (n < N)
+            found = tl.load(bounds_ptr + at, mask=inside & (bound > 0), other=0.0).to(tl.float32)
+            if INITIAL:
+                at = (b * H + heads[j]) * N + n
+                found += tl.load(initial_ptr + at, mask=inside & (bound == 0), other=0.0).to(tl.float32)
+            state += (found,)
+        if EACH > K:
+            for again in range(start - bound * EACH):
+                state = _forward(
+                    state, bound * EACH + again, rates, heads, live, n, length, value_ptr, value_t, value_h, dt_ptr, dt_t, dt_h,
+                    log_ptr, log_t, log_h, log_n, write_ptr, write_t, write_n, reset_ptr, reset_t,
+                    N, KIND, DT, RESET, J,
+                )  # fmt: skip
+        states = state
+        for u in tl.static_range(K):
+            state = _forward(
+                state, start + u, rates, heads, live, n, length, value_ptr, value_t, value_h, dt_ptr, dt_t, dt_h,
+                log_ptr, log_t, log_h, log_n, write_ptr, write_t, write_n, reset_ptr, reset_t,
+                N, KIND, DT, RESET, J,
+            )  # fmt: skip
+            states += state
+        for u in tl.static_range(K - 1, -1, -1):
+            t = start + u
+            on = t < length
+            far = t.to(tl.int64)
+            value = _per_head(value_ptr + far * value_t, value_h, heads, live, on, J)
+            write = tl.load(write_ptr + far * write_t + n * write_n, mask=(n < N) & on, other=0.0).to(tl.float32)
+            if DT:
+                dt = _per_head(dt_ptr + far * dt_t, dt_h, heads, live, on, J)
+            if KIND <= RATE_STATE:
+                steps = dt
+            else:
+                steps = _log_steps(log_ptr + far * log_t, log_h, log_n, heads, live, n, on, N, J, KIND)
+            keep = 1.0
+            if RESET:
+                keep = _kept(reset_ptr + far * reset_t, on)
+            if PICKS:
+                q = _injected(q, ds_ptr + b * ds_b, ds_k, ds_h, ds_n, slot_ptr, t, heads, live, n, on, N, J, PICKS)
+            dread = tl.zeros((M, D, L), dtype=tl.float32)
+            if DY:
+                dy = _per_head(dy_ptr + far * dy_t, dy_h, heads, live, on, J)
+                read = tl.load(read_ptr + far * read_t + n * read_n, mask=(n < N) & on, other=0.0).to(tl.float32)
+                now = ()
+                for j in tl.static_range(J):
+                    dread += dy[j] * states[(u + 1) * J + j]
+                    now += (q[j] + dy[j] * read,)
+                q = now
+            dwrite = tl.zeros((M, D, L), dtype=tl.float32)
+            now, sums = (), ()
+            row = (b * length + far) * H
+            for j in tl.static_range(J):
+                source = value[j]
+                if DT:
+                    source *= dt[j]
+                dwrite += source * q[j]
+                dsource = _over_states(q[j] * write)
+                q_before = _decay(steps[j], rates[j], keep, RESET) * q[j]
+                # d loss / d log-decay; 0 wherever the decay is.
+                slope = q_before * states[u * J + j]
+                exists = live[j] & on
+                if KIND == RATE_STATE:
+                    ddt = LN_2 * _over_states(slope * rates[j])
+                    sums += (da[j] + slope * dt[j],)
+                elif KIND == LOG_STATE:
+                    at = dlog_ptr + (row + heads[j]) * N + n
+                    tl.store(at, slope, mask=exists & (n < N))
+                    ddt = 0.0
+                    sums += (da[j],)
+                else:
+                    slope = _over_states(slope)
+                    ddt = 0.0
+                    if KIND == RATE_HEAD:
+                        ddt = LN_2 * rates[j] * slope
+                        sums += (da[j] + slope * dt[j],)
+                    else:
+                        tl.store(dlog_ptr + row + heads[j], slope, mask=exists)
+                        sums += (da[j],)
+                if DT:
+                    tl.store(ddt_ptr + row + heads[j], ddt + dsource * value[j], mask=exists)
+                    dsource *= dt[j]
+                tl.store(dvalue_ptr + row + heads[j], dsource, mask=exists)
+                now += (q_before,)
+            q, da = now, sums
+            at = ((b * tl.num_programs(0) + block) * length + far) * N + n
+            tl.store(dwrite_ptr + at, tl.sum(dwrite, axis=1, keep_dims=True), mask=(n < N) & on)
+            if DY:
+                tl.store(dread_ptr + at, tl.sum(dread, axis=1, keep_dims=True), mask=(n < N) & on)
+    for j in tl.static_range(J):
+        if KIND == RATE_STATE:
+            at = da_ptr + ((b * n_segments + segment) * H + heads[j]) * N + n
+            tl.store(at, da[j], mask=live[j] & (n < N))
+        elif KIND == RATE_HEAD:
+            tl.store(da_ptr + (b * n_segments + segment) * H + heads[j], da[j], mask=live[j])
+        if INITIAL:
+            at = dinitial_ptr + (b * H + heads[j]) * N + n
+            tl.store(at, q[j], mask=live[j] & (n < N) & (segment == 0))
+
+
+@triton.jit
+def _forward(
+    state, t, rates, heads, live, n, length, value_ptr, value_t, value_h, dt_ptr, dt_t, dt_h,
+    log_ptr, log_t, log_h, log_n, write_ptr, write_t, write_n, reset_ptr, reset_t,
+    N: tl.constexpr, KIND: tl.constexpr, DT: tl.constexpr, RESET: tl.constexpr, J: tl.constexpr,
+):  # fmt: skip
+    """The states after step t, from those before it."""
+    on = t < length
+    far = t.to(tl.int64)
+    value = _per_head(value_ptr + far * value_t, value_h, heads, live, on, J)
+    write = tl.load(write_ptr + far * write_t + n * write_n, mask=(n < N) & on, other=0.0).to(tl.float32)
+    if DT:
+        dt = _per_head(dt_ptr + far * dt_t, dt_h, heads, live, on, J)
+    if KIND <= RATE_STATE:
+        steps = dt
+    else:
+        steps = _log_steps(log_ptr + far * log_t, log_h, log_n, heads, live, n, on, N, J, KIND)
+    keep = 1.0
+    if RESET:
+        keep = _kept(reset_ptr + far * reset_t, on)
+    out = ()
+    for j in tl.static_range(J):
+        source = value[j]
+        if DT:
+            source *= dt[j]
+        out += (_decay(steps[j], rates[j], keep, RESET) * state[j] + source * write,)
+    return out
+
+
+@triton.jit
+def _over_states(x):
+    """(M, D, L) summed over its states, (1, D, 1): in the thread, then between threads."""
+    return tl.sum(tl.sum(x, axis=0, keep_dims=True), axis=2, keep_dims=True)
+
+
+@triton.jit
+def add_up(parts_ptr, out_ptr, count, size, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(outer, count, size) summed over its middle axis, always in the same order."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    outer = tl.program_id(1).to(tl.int64)
+    inside = at < size
+    total = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+    for i in range(0, count, ROWS):
+        part = i + tl.arange(0, ROWS)
+        where = (outer * count + part[:, None]) * size + at[None, :]
+        total += tl.load(parts_ptr + where, mask=(part < count)[:, None] & inside[None, :], other=0.0)
+    tl.store(out_ptr + outer * size + at, tl.sum(total, axis=0), mask=inside)
