@@ -1,7 +1,7 @@
 """Where the mass of a row of the implicit attention lies: quantiles of distance, and the largest sources.
 
-Rows come in blocks, never as a whole matrix. A few chosen rows cost t n each. Many come as tiles (`attention_tiles`, or the
-fused row blocks on a GPU), and with a delta rule from walking the adjoint states of several rows back in time.
+Rows come in blocks, never as a whole matrix. A few chosen rows cost t n each. Many come as tiles (`attention_tiles`, or
+the fused row blocks on a GPU), and with a delta rule from walking the adjoint states of several rows back in time.
 """
 
 from __future__ import annotations

@@ -114,11 +114,11 @@ class _Line:
             fixed.shape[1], moving.shape[2],
         )  # fmt: skip
         n = x.d_state
-        self.options = dict(
-            ROW=is_row, LOG=log, WIDE=wide, GAIN=gain is not None, RESET=x.reset is not None, SHARED=shared,
-            N=n, NB=min(32, triton.next_power_of_2(n)), S=tuning.tokens, H=heads, U=tuning.unroll,
-            num_warps=tuning.warps,
-        )  # fmt: skip
+        self.options = {
+            "ROW": is_row, "LOG": log, "WIDE": wide, "GAIN": gain is not None, "RESET": x.reset is not None,
+            "SHARED": shared, "N": n, "NB": min(32, triton.next_power_of_2(n)), "S": tuning.tokens, "H": heads,
+            "U": tuning.unroll, "num_warps": tuning.warps,
+        }  # fmt: skip
 
     def write(self, out: Tensor) -> None:
         blocks = triton.cdiv(self.x.length, self.tuning.tokens) * triton.cdiv(self.x.n_heads, self.tuning.heads)
