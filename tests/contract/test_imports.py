@@ -33,6 +33,8 @@ ALLOWED = {
     "loading": CORE | {"lens", "models", "tokenizer", "zoo"},
     # A study imports no other study, no model and no plotting.
     "analyses": {"analyses", "attention", "errors", "lens", "recurrence", "trace"},
+    # Patching and steering go through the tap; the lenses read a trace, and trained ones come with shipped models.
+    "interventions": CORE | {"interventions", "lens", "models", "prompt", "tap", "trace", "zoo"},
     "plotting": {"analyses", "attention", "errors", "plotting", "recurrence", "trace"},
     # Training shipped models needs the scan itself; bench times whole traces.
     "zoo": {"errors", "kernels", "lens", "zoo", "tap", "loading", "recurrence", "trace"},

@@ -1,0 +1,160 @@
+"""Attention knockout that says what it blocks: the scan, the convolution, and the decay.
+
+Mamba Knockout (Endy et al., ACL 2025) drops what token j wrote from what the targets read. In Mamba that leaves two
+ways open: the short convolution carries x_j into the tokens after it, which write it themselves, and token j still
+decays the state by its own step size. `knockout` closes any of the three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssmlens.errors import SsmlensError
+from ssmlens.interventions._forward import Changes, choose_layers, forward
+from ssmlens.interventions._positions import mask_of, one_position
+from ssmlens.interventions._scan import Scan, convolve
+from ssmlens.lens import Lens
+from ssmlens.prompt import prepare
+
+__all__ = ["DECAYS", "PATHS", "knockout"]
+
+PATHS = ("ssm", "conv")
+"""The ways from one token to another inside a mixer."""
+
+DECAYS = ("keep", "skip")
+"""What a blocked token does to the state besides writing."""
+
+Stream = tuple[Tensor, Tensor]
+"""Sources and targets, both (b, t) bool: these targets read a pass in which these sources are blocked."""
+
+
+def knockout(
+    lens: Lens,
+    prompt: str | Sequence[str] | Sequence[int] | Tensor,
+    sources: Any = None,
+    targets: Any = None,
+    layers: int | Iterable[int] | None = None,
+    paths: str | Sequence[str] = PATHS,
+    decay: str = "keep",
+    *,
+    pairs: Iterable[tuple[int, int]] | None = None,
+) -> Tensor:
+    """Logits of the model when some tokens cannot be read by others.
+
+    In each chosen layer the mixer is computed a second time with the sources blocked; the target rows take the
+    output of their position from there, all other rows from the untouched pass. Path "ssm": the source's write
+    dt B x is dropped, which is ``alpha[target, source] = 0``. Path "conv": the convolution's taps from the source
+    into later tokens are cut, in everything that the target reads, so also in what those tokens write; a source's
+    own tap stays. Gate, skip weight and the source's own row are untouched.
+
+    With both paths, ``decay="skip"``, all layers and every later position as target, a source has no influence on
+    any later logit: replacing it leaves them as they are. Less than that leaks.
+
+    Args:
+        lens: the model.
+        prompt: whatever `Lens.trace` takes.
+        sources: positions that cannot be read: one, several, a range, a mask (t,) or (b, t), or a list for each row;
+            negative ones count from each row's last real token.
+        targets: positions that cannot read them, every target none of the sources. None stands for every position
+            after each source.
+        layers: the layers where it happens; all with a recurrence by default.
+        paths: "ssm", "conv" or both.
+        decay: "keep" lets a blocked source decay the state as before; "skip" takes its whole step out, for the
+            targets. It belongs to the path "ssm" and has no effect without it.
+        pairs: (source, target) positions in place of ``sources`` and ``targets``.
+
+    Returns:
+        (b, t, v) logits; those before the first target are the model's own.
+
+    Raises:
+        SsmlensError: when no source comes before a target, so that nothing would be blocked, or a name is unknown.
+        LayerError: when a layer does not exist.
+
+    Source: Endy et al. 2025 (ZERO_ATTENTION is paths="ssm", decay="keep"; ZERO_DELTA is decay="skip").
+    """
+    chosen = choose_layers(lens, layers)
+    ways = _paths(paths)
+    if decay not in DECAYS:
+        raise SsmlensError(f"unknown decay {decay!r}: choose one of {', '.join(DECAYS)}")
+    batch = prepare(prompt, lens.tokenizer, lens.vocab_size)
+    blocked = _blocked(batch.lengths, sources, targets, pairs)
+    # Only the scan has a way from a token to itself.
+    effective = blocked.tril() if "ssm" in ways else blocked.tril(-1)
+    if not bool(effective.any()):
+        raise SsmlensError("no source comes before a target on these paths, so the knockout would touch nothing")
+    streams = [(s.to(lens.device), t.to(lens.device)) for s, t in _streams(blocked, effective.any(2))]
+
+    def change(scan: Scan) -> Any:
+        result = scan.plain()
+        for source, target in streams:
+            result = scan.merge(target, _without(scan, source, ways, decay), result)
+        return result
+
+    return forward(lens, batch, Changes(scans=dict.fromkeys(chosen, change)))
+
+
+def _without(scan: Scan, source: Tensor, ways: Sequence[str], decay: str) -> Any:
+    """What the scan returns when ``source`` (b, t) is blocked for everyone."""
+    lowered = scan.lowered
+    if "conv" in ways:
+        u = convolve(scan.mixer, scan.x.masked_fill(source[..., None], 0), own=scan.x)
+        lowered = scan.lower(scan.project(u))
+    inputs = lowered.recurrence.inputs
+    if "ssm" in ways:
+        inputs = inputs.replace(value=inputs.value.masked_fill(source[..., None, None], 0))
+        if decay == "skip":
+            assert inputs.dt is not None
+            inputs = inputs.replace(dt=inputs.dt.masked_fill(source[..., None], 0))
+    return scan.compute(lowered, inputs)
+
+
+def _paths(paths: str | Sequence[str]) -> tuple[str, ...]:
+    named = (paths,) if isinstance(paths, str) else tuple(paths)
+    unknown = [p for p in named if p not in PATHS]
+    if unknown or not named:
+        found = f"unknown path {unknown[0]!r}" if unknown else "paths is empty"
+        raise SsmlensError(f"{found}: choose from {', '.join(PATHS)}")
+    return named
+
+
+def _blocked(lengths: Tensor, sources: Any, targets: Any, pairs: Any) -> Tensor:
+    """(b, target, source) bool."""
+    longest = int(lengths.max())
+    if pairs is None:
+        if sources is None:
+            raise SsmlensError("sources is missing: name the positions that cannot be read, or give pairs")
+        source = mask_of(sources, lengths, "sources")
+        if targets is not None:
+            return mask_of(targets, lengths, "targets")[:, :, None] & source[:, None]
+        real = mask_of(None, lengths, "targets")
+        return (real[:, :, None] & source[:, None]).tril(-1)
+    if sources is not None or targets is not None:
+        raise SsmlensError("give either pairs, or sources and targets")
+    blocked = torch.zeros(len(lengths), longest, longest, dtype=torch.bool)
+    for pair in pairs:
+        try:
+            source, target = pair
+        except (TypeError, ValueError):
+            raise SsmlensError(f"pairs holds (source, target) positions, got {pair!r}") from None
+        for row, length in enumerate(lengths.tolist()):
+            blocked[row, one_position(target, length, "pairs"), one_position(source, length, "pairs")] = True
+    return blocked
+
+
+def _streams(blocked: Tensor, targets: Tensor) -> list[Stream]:
+    """As few second passes as do: in one pass, a row of the batch serves all targets that share their sources."""
+    streams: list[Stream] = []
+    for row in range(len(targets)):
+        groups: dict[tuple[bool, ...], list[int]] = {}
+        for t in targets[row].nonzero()[:, 0].tolist():
+            groups.setdefault(tuple(blocked[row, t].tolist()), []).append(t)
+        for i, (sources, members) in enumerate(groups.items()):
+            if i == len(streams):
+                streams.append((torch.zeros_like(targets), torch.zeros_like(targets)))
+            streams[i][0][row] = torch.tensor(sources)
+            streams[i][1][row, members] = True
+    return streams
