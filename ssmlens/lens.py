@@ -147,6 +147,7 @@ class Lens:
             mixers=mixers,
             residuals=residuals,
             settings=self._settings(how),
+            head=_head(self.model),
         )
 
     def verify(self, prompt: str | Sequence[str] | Sequence[int] | Tensor) -> dict[int, float]:
@@ -288,6 +289,18 @@ class _Recorder:
             reconstruction_error=error,
             stored_gate=lowered.gate,
         )
+
+
+def _head(model: Any) -> dict[str, Tensor]:
+    """The final norm and the unembedding, by reference; empty for a model that keeps them elsewhere."""
+    norm, unembedding = getattr(model.base_model, "norm_f", None), model.get_output_embeddings()
+    if norm is None or unembedding is None or not hasattr(norm, "variance_epsilon"):
+        return {}
+    head = {"norm.weight": norm.weight.detach(), "unembedding.weight": unembedding.weight.detach()}
+    head["norm.eps"] = torch.tensor(norm.variance_epsilon, dtype=torch.float64)
+    if unembedding.bias is not None:
+        head["unembedding.bias"] = unembedding.bias.detach()
+    return head
 
 
 def _scan_error(ours: Any, model: Any, call: ScanCall, real: Tensor | None, length: int | None = None) -> float:

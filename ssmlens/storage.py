@@ -33,6 +33,8 @@ def save(trace: Trace, path: Path, weights: bool = False) -> None:
 
     tensors: dict[str, Tensor] = {"ids": trace.ids, "logits": trace.logits, "lengths": trace.lengths}
     tensors |= {f"residuals.{k}": x for k, x in enumerate(trace.residuals)}
+    if weights:
+        tensors |= {f"head.{name}": x for name, x in trace.head.items()}
     mixers: dict[str, Any] = {}
     for k, mixer in trace.mixers.items():
         rec = mixer.recurrence
@@ -112,6 +114,7 @@ def _decode(header: dict[str, Any], tensors: dict[str, Tensor]) -> Trace:
         mixers={int(key): _mixer(int(key), info, tensors) for key, info in header["mixers"].items()},
         residuals=tuple(tensors[f"residuals.{k}"] for k in range(count)),
         settings=header["settings"],
+        head={name.removeprefix("head."): x for name, x in tensors.items() if name.startswith("head.")},
     )
     if len(trace.layers) + 1 != count or len(trace.tokens) != len(trace.ids):
         raise ValueError("the header does not fit the tensors")

@@ -135,6 +135,8 @@ class Trace:
         mixers: layer index to MixerTrace, for the layers that were asked for.
         residuals: residual stream entering each layer, and after the last; all (b, t, d).
         settings: model name, dtype, device, scan mode and versions.
+        head: what leads from the last residual to the logits, by reference: "norm.weight", "norm.eps",
+            "unembedding.weight" and, where there is one, "unembedding.bias". Empty in a trace saved without weights.
     """
 
     ids: Int[Tensor, "b t"]
@@ -145,6 +147,7 @@ class Trace:
     mixers: Mapping[int, MixerTrace]
     residuals: tuple[Tensor, ...] = field(repr=False)
     settings: Mapping[str, Any]
+    head: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def residual(self, k: int) -> Float[Tensor, "b t d"]:
         """Residual stream entering layer k, (b, t, d); k = number of layers gives the one after the last layer."""
