@@ -45,6 +45,7 @@ class Clocks:
         count: (b, c, padded) int32 how often everything was forgotten since the block began, or None.
         start: (b, c, blocks + 1) float64 clock at the start of every block.
         starts: (b, c, blocks + 1) int32 count at the start of every block, or None.
+        rate: (h, n made a power of 2, at least 16) halvings per unit of the clock for `RATES`, else None.
     """
 
     kind: int
@@ -58,12 +59,13 @@ class Clocks:
     count: Tensor | None
     start: Tensor
     starts: Tensor | None
+    rate: Tensor | None
 
 
 @triton.jit
 def _block_clocks(
     step_ptr, a_ptr, dt_ptr, reset_ptr,
-    rise_ptr, rest_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr,
+    rise_ptr, rest_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, rate_ptr,
     length, channels, n_states, padded, blocks,
     step_b, step_t, step_h, step_m, a_h, a_n, dt_b, dt_t, dt_h, reset_b, reset_t,
     FACTORED: tl.constexpr, STATES: tl.constexpr, GAIN: tl.constexpr, RESET: tl.constexpr, COUNT: tl.constexpr,
@@ -94,6 +96,10 @@ def _block_clocks(
             n = tl.arange(0, N)
             held = (c < channels)[:, None] & (n < n_states)[None, :]
             rate = -tl.load(a_ptr + head64[:, None] * a_h + n[None, :] * a_n, mask=held, other=0.0).to(tl.float64)
+            if block == 0 and b == 0:
+                # Finite, since a step of 0 times infinity would be NaN.
+                halvings = tl.minimum(rate * LOG2E, 3.4028234663852886e38).to(tl.float32)
+                tl.store(rate_ptr + head[:, None] * N + n[None, :], halvings, mask=(c < channels)[:, None])
             # In units of dt; the longest step that still matters is that of the slowest state that decays.
             slowest = tl.min(tl.where(rate > 0, rate * LOG2E, float("inf")), 1)
             step = tl.minimum(gain.to(tl.float64), tl.minimum(LONGEST / slowest, 1e30)[None, :])
@@ -161,19 +167,21 @@ def clocks(x: ScanInputs, block: int) -> Clocks:
     count = table(channels, padded, torch.int32) if counted else None
     start = table(channels, blocks + 1, torch.float64)
     starts = table(channels, blocks + 1, torch.int32) if counted else None
+    wide = max(16, triton.next_power_of_2(n))
+    rate = torch.empty(h, wide, device=like.device) if kind == RATES else None
     side = 16
     _block_clocks[(blocks, triton.cdiv(channels, side), b)](
-        step, x.A, x.dt, x.reset, rise, rest, fall, gain, count, start, starts,
+        step, x.A, x.dt, x.reset, rise, rest, fall, gain, count, start, starts, rate,
         length, channels, n, padded, blocks,
         *((0, 0, 0, 0) if step is None else step.stride()),
         *((0, 0) if x.A is None else x.A.stride()),
         *((0, 0, 0) if x.dt is None else x.dt.stride()),
         *((0, 0) if x.reset is None else x.reset.stride()),
         FACTORED=step is None, STATES=kind == RATES, GAIN=gain is not None, RESET=x.reset is not None, COUNT=counted,
-        M=m, BLOCK=block, CHANNELS=side, N=triton.next_power_of_2(n), LONGEST=_LONGEST, FORGETS=FORGET, LOG2E=LOG2_E,
+        M=m, BLOCK=block, CHANNELS=side, N=wide, LONGEST=_LONGEST, FORGETS=FORGET, LOG2E=LOG2_E,
     )  # fmt: skip
     rows = 4
     _start_clocks[(triton.cdiv(b * channels, rows),)](
         start, starts, b * channels, blocks, COUNT=counted, ROWS=rows, BLOCKS=triton.next_power_of_2(blocks + 1)
     )
-    return Clocks(kind, block, padded, blocks, rise, rest, fall, gain, count, start, starts)
+    return Clocks(kind, block, padded, blocks, rise, rest, fall, gain, count, start, starts, rate)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .tile_parts import (
+    absolute,
     diagonal_scalar,
     exact,
     falling,
@@ -29,25 +30,25 @@ __all__ = ["reduce_kernel", "rows_kernel"]
 
 @triton.jit
 def _row_factors(
-    read_ptr, a_ptr, rise_ptr, count_ptr, i, n, length, n_states, padded, read_t, read_n, a_n,
+    u, rate_ptr, rise_ptr, count_ptr, i, n, n_states, padded,
     KIND: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    u = read_rows(read_ptr, i, n, length, n_states, read_t, read_n)
+    # The factors of rows i; u are the rows of read.
     if KIND == 0:
         return u
-    return u * rising(rise_ptr, count_ptr, i, n, rates(a_ptr, n, n_states, a_n), n_states, padded, KIND, COUNT)
+    return u * rising(rise_ptr, count_ptr, i, n, rates(rate_ptr, n, KIND), n_states, padded, KIND, COUNT)
 
 
 @triton.jit
 def _column_factors(
-    write_ptr, a_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, j, n, k, r, length, n_states, padded,
-    blocks, write_t, write_n, a_n, KIND: tl.constexpr, GAIN: tl.constexpr, COUNT: tl.constexpr,
+    v, rate_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, j, n, k, r, n_states, padded, blocks,
+    KIND: tl.constexpr, GAIN: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    v = write_columns(write_ptr, j, n, length, n_states, write_t, write_n)
+    # The factors of columns j, up to the start of block r; v are the columns of write.
     if KIND == 0:
         return v
     v *= falling(
-        fall_ptr, count_ptr, start_ptr, starts_ptr, j, n, rates(a_ptr, n, n_states, a_n), k, r, n_states, padded,
+        fall_ptr, count_ptr, start_ptr, starts_ptr, j, n, rates(rate_ptr, n, KIND), k, r, n_states, padded,
         blocks, KIND, COUNT,
     )  # fmt: skip
     if GAIN:
@@ -57,26 +58,27 @@ def _column_factors(
 
 @triton.jit
 def _left(
-    u, read_ptr, write_ptr, a_ptr, rise_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, i, j, k, r,
-    length, n_states, padded, blocks, read_t, read_n, write_t, write_n, a_n,
+    u, v, read_ptr, write_ptr, rate_ptr, rise_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, i, j, k, r,
+    length, n_states, padded, blocks, read_t, read_n, write_t, write_n,
     KIND: tl.constexpr, GAIN: tl.constexpr, COUNT: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    # The tile of rows i (block r) and columns j (an earlier block k); u are the first STEP row factors.
+    # The tile of rows i (block r) and columns j (an earlier block k); u are the first STEP row factors, v the
+    # first STEP columns of write.
     n = tl.arange(0, STEP)
     v = _column_factors(
-        write_ptr, a_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, j, n, k, r, length, n_states, padded,
-        blocks, write_t, write_n, a_n, KIND, GAIN, COUNT,
+        v, rate_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, j, n, k, r, n_states, padded, blocks,
+        KIND, GAIN, COUNT,
     )  # fmt: skip
     tile = product(u, v, PRECISION)
     for lead in tl.static_range(STEP, N, STEP):
         n = lead + tl.arange(0, STEP)
-        u = _row_factors(
-            read_ptr, a_ptr, rise_ptr, count_ptr, i, n, length, n_states, padded, read_t, read_n, a_n, KIND, COUNT
-        )
+        u = read_rows(read_ptr, i, n, length, n_states, read_t, read_n)
+        u = _row_factors(u, rate_ptr, rise_ptr, count_ptr, i, n, n_states, padded, KIND, COUNT)
+        v = write_columns(write_ptr, j, n, length, n_states, write_t, write_n)
         v = _column_factors(
-            write_ptr, a_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, j, n, k, r, length, n_states,
-            padded, blocks, write_t, write_n, a_n, KIND, GAIN, COUNT,
+            v, rate_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, j, n, k, r, n_states, padded, blocks,
+            KIND, GAIN, COUNT,
         )  # fmt: skip
         tile += product(u, v, PRECISION)
     if KIND == 0:
@@ -115,9 +117,9 @@ def _shared(
 
 @triton.jit
 def rows_kernel(
-    read_ptr, write_ptr, a_ptr, rise_ptr, rest_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, out_ptr,
+    read_ptr, write_ptr, rate_ptr, rise_ptr, rest_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, out_ptr,
     length, first_row, stop, heads, read_heads, write_heads, n_states, padded, blocks, row_blocks,
-    read_b, read_t, read_g, read_n, write_b, write_t, write_g, write_n, a_h, a_n,
+    read_b, read_t, read_g, read_n, write_b, write_t, write_g, write_n,
     KIND: tl.constexpr, GAIN: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, SMALL: tl.constexpr,
     N: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, WEIGH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -129,7 +131,7 @@ def rows_kernel(
     b, h = bh // heads, bh % heads
     read_ptr += b * read_b + h // read_heads * read_g
     write_ptr += b * write_b + h // write_heads * write_g
-    a_ptr += h * a_h
+    rate_ptr += h * N
     channel = bh * n_states if KIND == 2 else bh
     rise_ptr += channel * padded
     rest_ptr += channel * padded
@@ -143,20 +145,20 @@ def rows_kernel(
     n = tl.arange(0, STEP)
     wanted = (i >= first_row) & (i < stop)
     to = out_ptr + (bh * (stop - first_row) + (i - first_row).to(tl.int64)[:, None]) * stop + place[None, :]
-    u = _row_factors(
-        read_ptr, a_ptr, rise_ptr, count_ptr, i, n, length, n_states, padded, read_t, read_n, a_n, KIND, COUNT
-    )
+    u = read_rows(read_ptr, i, n, length, n_states, read_t, read_n)
+    u = _row_factors(u, rate_ptr, rise_ptr, count_ptr, i, n, n_states, padded, KIND, COUNT)
     mass = tl.zeros([BLOCK], tl.float32)
     far = tl.zeros([BLOCK], tl.float32)
     for k in tl.range(0, r, num_stages=STAGES):
+        j = k * BLOCK + place
+        v = write_columns(write_ptr, j, n, length, n_states, write_t, write_n)
         tile = _left(
-            u, read_ptr, write_ptr, a_ptr, rise_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr,
-            i, k * BLOCK + place, k, r, length, n_states, padded, blocks, read_t, read_n, write_t, write_n, a_n,
+            u, v, read_ptr, write_ptr, rate_ptr, rise_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, i, j, k, r, length, n_states, padded, blocks, read_t, read_n, write_t, write_n,
             KIND, GAIN, COUNT, N, STEP, PRECISION,
         )  # fmt: skip
         if WEIGH:
             # Only non-negative numbers are added: distances are counted from the first row of the block.
-            tile = tl.abs(tile)
+            tile = absolute(tile)
             total = tl.sum(tile, 1)
             mass += total
             apart = ((r - k) * BLOCK - place).to(tl.float32)
@@ -171,19 +173,19 @@ def rows_kernel(
         keep = wanted[:, None] & (i < stop)[None, :]
     else:
         tile = nested(
-            read_ptr, write_ptr, a_ptr, rise_ptr, rest_ptr, gain_ptr, count_ptr, r * BLOCK, length, n_states, padded,
-            read_t, read_n, write_t, write_n, a_n, KIND, GAIN, COUNT, BLOCK, SMALL, N, STEP, PRECISION,
+            read_ptr, write_ptr, rate_ptr, rise_ptr, rest_ptr, gain_ptr, count_ptr, r * BLOCK, length, n_states, padded,
+            read_t, read_n, write_t, write_n, KIND, GAIN, COUNT, BLOCK, SMALL, N, STEP, PRECISION,
         )  # fmt: skip
         keep = wanted[:, None] & (i < stop)[None, :] & ((place // SMALL)[:, None] != (place // SMALL)[None, :])
         small = exact(
-            read_ptr, write_ptr, a_ptr, rise_ptr, rest_ptr, gain_ptr, count_ptr, r * BLOCK, length, n_states, padded,
-            read_t, read_n, write_t, write_n, a_n, KIND, GAIN, COUNT, BLOCK, SMALL,
+            read_ptr, write_ptr, rate_ptr, rise_ptr, rest_ptr, gain_ptr, count_ptr, r * BLOCK, length, n_states, padded,
+            read_t, read_n, write_t, write_n, KIND, GAIN, COUNT, BLOCK, SMALL,
         )  # fmt: skip
         at = r * BLOCK + tl.arange(0, BLOCK // SMALL)[:, None, None] * SMALL
         row = at + tl.arange(0, SMALL)[None, :, None]
         column = at + tl.arange(0, SMALL)[None, None, :]
         if WEIGH:
-            small = tl.abs(small)
+            small = absolute(small)
             mass += tl.reshape(tl.sum(small, 2), [BLOCK])
             apart = tl.maximum(row - column, 0).to(tl.float32)
             far += tl.reshape(tl.sum(small * apart, 2), [BLOCK])
@@ -191,7 +193,7 @@ def rows_kernel(
             inner = out_ptr + (bh * (stop - first_row) + (row - first_row).to(tl.int64)) * stop + column
             tl.store(inner, small, mask=(row >= first_row) & (row < stop) & (column < stop))
     if WEIGH:
-        tile = tl.abs(tile)
+        tile = absolute(tile)
         apart = tl.maximum(place[:, None] - place[None, :], 0).to(tl.float32)
         mass += tl.sum(tile, 1)
         far += tl.sum(tile * apart, 1)
@@ -209,18 +211,18 @@ def _add(total, tile, HOW: tl.constexpr):
     if HOW == "mean":
         return total + tile
     elif HOW == "mean_abs":
-        return total + tl.abs(tile)
+        return total + absolute(tile)
     elif HOW == "norm":
         return total + tile * tile
     else:
-        return tl.maximum(total, tl.abs(tile))
+        return tl.maximum(total, absolute(tile))
 
 
 @triton.jit
 def reduce_kernel(
-    read_ptr, write_ptr, a_ptr, rise_ptr, rest_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, out_ptr,
+    read_ptr, write_ptr, rate_ptr, rise_ptr, rest_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, out_ptr,
     length, heads, part, parts, read_heads, write_heads, n_states, padded, blocks, scale,
-    read_b, read_t, read_g, read_n, write_b, write_t, write_g, write_n, a_h, a_n,
+    read_b, read_t, read_g, read_n, write_b, write_t, write_g, write_n,
     KIND: tl.constexpr, GAIN: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, SMALL: tl.constexpr,
     N: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, HOW: tl.constexpr, DIAGONAL: tl.constexpr,
     ONE_READ: tl.constexpr, ONE_WRITE: tl.constexpr, STAGES: tl.constexpr,
@@ -246,6 +248,9 @@ def reduce_kernel(
     write_ptr += b * write_b
     total = tl.zeros([BLOCK, BLOCK], tl.float32)
     within = tl.zeros([BLOCK // SMALL, SMALL, SMALL], tl.float32)
+    # Shared by every head where there is one group.
+    read = read_rows(read_ptr, i, n, length, n_states, read_t, read_n)
+    write = write_columns(write_ptr, j, n, length, n_states, write_t, write_n)
     for h in tl.range(z * part, tl.minimum((z + 1) * part, heads), num_stages=STAGES):
         bh = b * heads + h
         reads, writes = read_ptr, write_ptr
@@ -253,7 +258,7 @@ def reduce_kernel(
             reads += h // read_heads * read_g
         if not ONE_WRITE:
             writes += h // write_heads * write_g
-        a = a_ptr + h * a_h
+        rate = rate_ptr + h * N
         channel = bh * n_states if KIND == 2 else bh
         rise, rest, fall = rise_ptr + channel * padded, rest_ptr + channel * padded, fall_ptr + channel * padded
         count, gain = count_ptr + channel * padded, gain_ptr + bh * padded
@@ -266,21 +271,23 @@ def reduce_kernel(
                 tile = diagonal_scalar(shared, rise, rest, gain, count, r * BLOCK, GAIN, COUNT, BLOCK)
             else:
                 tile = nested(
-                    reads, writes, a, rise, rest, gain, count, r * BLOCK, length, n_states, padded,
-                    read_t, read_n, write_t, write_n, a_n, KIND, GAIN, COUNT, BLOCK, SMALL, N, STEP, PRECISION,
+                    reads, writes, rate, rise, rest, gain, count, r * BLOCK, length, n_states, padded,
+                    read_t, read_n, write_t, write_n, KIND, GAIN, COUNT, BLOCK, SMALL, N, STEP, PRECISION,
                 )  # fmt: skip
                 small = exact(
-                    reads, writes, a, rise, rest, gain, count, r * BLOCK, length, n_states, padded,
-                    read_t, read_n, write_t, write_n, a_n, KIND, GAIN, COUNT, BLOCK, SMALL,
+                    reads, writes, rate, rise, rest, gain, count, r * BLOCK, length, n_states, padded,
+                    read_t, read_n, write_t, write_n, KIND, GAIN, COUNT, BLOCK, SMALL,
                 )  # fmt: skip
                 within = _add(within, small, HOW)
         else:
-            u = _row_factors(
-                reads, a, rise, count, i, n, length, n_states, padded, read_t, read_n, a_n, KIND, COUNT
-            )
+            if not ONE_READ:
+                read = read_rows(reads, i, n, length, n_states, read_t, read_n)
+            if not ONE_WRITE:
+                write = write_columns(writes, j, n, length, n_states, write_t, write_n)
+            u = _row_factors(read, rate, rise, count, i, n, n_states, padded, KIND, COUNT)
             tile = _left(
-                u, reads, writes, a, rise, fall, gain, count, start, starts, i, j, k, r,
-                length, n_states, padded, blocks, read_t, read_n, write_t, write_n, a_n,
+                u, write, reads, writes, rate, rise, fall, gain, count, start, starts, i, j, k, r,
+                length, n_states, padded, blocks, read_t, read_n, write_t, write_n,
                 KIND, GAIN, COUNT, N, STEP, PRECISION,
             )  # fmt: skip
         total = _add(total, tile, HOW)

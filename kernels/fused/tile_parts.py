@@ -1,6 +1,6 @@
 """Pieces of the tile kernels: loads, decays to and from a boundary, products, and the tile on the diagonal.
 
-Pointers are those of one batch row and head (the tables of `tile_clock`, ``a``) or of one batch row and group
+Pointers are those of one batch row and head (the tables of `tile_clock`) or of one batch row and group
 (``read``, ``write``). Decays come as (rows, 1) or (rows, n) and (1, columns) or (n, columns).
 """
 
@@ -9,20 +9,47 @@ Pointers are those of one batch row and head (the tables of `tile_clock`, ``a``)
 
 from __future__ import annotations
 
+import os
+
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
-__all__ = ["diagonal_scalar", "exact", "falling", "nested", "product", "rates", "read_rows", "rising", "write_columns"]
+__all__ = [
+    "absolute",
+    "diagonal_scalar",
+    "exact",
+    "falling",
+    "nested",
+    "product",
+    "rates",
+    "read_rows",
+    "rising",
+    "write_columns",
+]
 
-_LOG2E = tl.constexpr(1.4426950408889634)
-_LARGEST = tl.constexpr(3.4028234663852886e38)
+_COMPILED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") != "1")
 
 
 @triton.jit
-def rates(a_ptr, n, n_states, a_n):
-    # Halvings per unit of the clock; finite, since a step of 0 times infinity would be NaN.
-    a = tl.load(a_ptr + n * a_n, mask=n < n_states, other=0.0).to(tl.float32)
-    return tl.minimum(-a * _LOG2E, _LARGEST)
+def _exp2(x):
+    # libdevice's flushes results below 1e-38 to zero, which saves the three instructions that rescale around it.
+    return libdevice.exp2(x) if _COMPILED else tl.exp2(x)
+
+
+@triton.jit
+def absolute(x):
+    # libdevice's is a sign bit that additions can drop for free.
+    return libdevice.abs(x) if _COMPILED else tl.abs(x)
+
+
+@triton.jit
+def rates(rate_ptr, n, KIND: tl.constexpr):
+    # Halvings per unit of the clock, where the clock does not count them itself. The table is as wide as any n.
+    if KIND == 1:
+        return tl.load(rate_ptr + n)
+    else:
+        return n
 
 
 @triton.jit
@@ -69,9 +96,9 @@ def _state_table(ptr, k, n, n_states, size, PER_STATE: tl.constexpr):
 @triton.jit
 def _kept(distance, rate, KIND: tl.constexpr):
     if KIND == 1:
-        return tl.exp2(-rate * distance)
+        return _exp2(-rate * distance)
     else:
-        return tl.exp2(-distance)
+        return _exp2(-distance)
 
 
 @triton.jit
@@ -108,14 +135,28 @@ def falling(
 
 
 @triton.jit
+def _high(x):
+    # x rounded to the 11 bits that a tf32 unit reads.
+    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def product(u, v, PRECISION: tl.constexpr):
-    return tl.dot(u, v, input_precision=PRECISION)
+    # u @ v of float32 on tf32 units: high and low parts of both, low @ low left out (2^-22 of the product).
+    # The smallest come first. Triton's own "tf32x3" also filters NaN, at the price of a pass over the tile.
+    if PRECISION == "split":
+        high, top = _high(u), _high(v)
+        tile = tl.dot(u - high, top, input_precision="tf32")
+        tile = tl.dot(high, v - top, tile, input_precision="tf32")
+        return tl.dot(high, top, tile, input_precision="tf32")
+    else:
+        return tl.dot(u, v, input_precision=PRECISION)
 
 
 @triton.jit
 def _level(
-    read_ptr, write_ptr, a_ptr, rise_ptr, rest_ptr, gain_ptr, count_ptr, first, length, n_states, padded,
-    read_t, read_n, write_t, write_n, a_n,
+    read_ptr, write_ptr, rate_ptr, rise_ptr, rest_ptr, gain_ptr, count_ptr, first, length, n_states, padded,
+    read_t, read_n, write_t, write_n,
     KIND: tl.constexpr, GAIN: tl.constexpr, COUNT: tl.constexpr,
     BLOCK: tl.constexpr, HALF: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -128,7 +169,7 @@ def _level(
     STATES: tl.constexpr = KIND == 2
     for lead in tl.static_range(0, N, STEP):
         n = lead + tl.arange(0, STEP)
-        rate = rates(a_ptr, n, n_states, a_n)
+        rate = rates(rate_ptr, n, KIND)
         up = _row_table(rise_ptr, i, n, n_states, padded, STATES) - _row_table(
             rise_ptr, edge, n, n_states, padded, STATES
         )
@@ -166,8 +207,8 @@ def _level(
 
 @triton.jit
 def nested(
-    read_ptr, write_ptr, a_ptr, rise_ptr, rest_ptr, gain_ptr, count_ptr, first, length, n_states, padded,
-    read_t, read_n, write_t, write_n, a_n,
+    read_ptr, write_ptr, rate_ptr, rise_ptr, rest_ptr, gain_ptr, count_ptr, first, length, n_states, padded,
+    read_t, read_n, write_t, write_n,
     KIND: tl.constexpr, GAIN: tl.constexpr, COUNT: tl.constexpr,
     BLOCK: tl.constexpr, SMALL: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -176,8 +217,8 @@ def nested(
     for level in tl.static_range(6):
         if (BLOCK >> (level + 1)) >= SMALL:
             out += _level(
-                read_ptr, write_ptr, a_ptr, rise_ptr, rest_ptr, gain_ptr, count_ptr, first, length, n_states, padded,
-                read_t, read_n, write_t, write_n, a_n,
+                read_ptr, write_ptr, rate_ptr, rise_ptr, rest_ptr, gain_ptr, count_ptr, first, length, n_states, padded,
+                read_t, read_n, write_t, write_n,
                 KIND, GAIN, COUNT, BLOCK, BLOCK >> (level + 1), N, STEP, PRECISION,
             )  # fmt: skip
     return out
@@ -185,8 +226,8 @@ def nested(
 
 @triton.jit
 def exact(
-    read_ptr, write_ptr, a_ptr, rise_ptr, rest_ptr, gain_ptr, count_ptr, first, length, n_states, padded,
-    read_t, read_n, write_t, write_n, a_n,
+    read_ptr, write_ptr, rate_ptr, rise_ptr, rest_ptr, gain_ptr, count_ptr, first, length, n_states, padded,
+    read_t, read_n, write_t, write_n,
     KIND: tl.constexpr, GAIN: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, SMALL: tl.constexpr,
 ):  # fmt: skip
     # The diagonal sub-blocks, (BLOCK / SMALL, SMALL, SMALL): exact differences, one exponential per state.
@@ -207,13 +248,12 @@ def exact(
             connected = causal & (tl.load(count_ptr + i) == tl.load(count_ptr + j))
     for n in range(n_states):
         if KIND == 1:
-            rate = tl.minimum(-tl.load(a_ptr + n * a_n).to(tl.float32) * _LOG2E, _LARGEST)
-            kept = tl.exp2(-rate * steps)
+            kept = _exp2(-tl.load(rate_ptr + n) * steps)
         else:
             at = n * padded
             apart = tl.load(rise_ptr + at + i) - tl.load(rise_ptr + at + j)
             apart += tl.load(rest_ptr + at + i) - tl.load(rest_ptr + at + j)
-            kept = tl.exp2(-tl.where(causal, apart, 0.0))
+            kept = _exp2(-tl.where(causal, apart, 0.0))
             if COUNT:
                 kept = tl.where(tl.load(count_ptr + at + i) == tl.load(count_ptr + at + j), kept, 0.0)
         r = tl.load(read_ptr + i.to(tl.int64) * read_t + n * read_n, mask=rows, other=0.0).to(tl.float32)
@@ -234,7 +274,7 @@ def diagonal_scalar(
     allowed = i[:, None] >= i[None, :]
     near, rest = tl.load(rise_ptr + i), tl.load(rest_ptr + i)
     steps = (near[:, None] - near[None, :]) + (rest[:, None] - rest[None, :])
-    kept = tl.exp2(-tl.where(allowed, steps, 0.0))
+    kept = _exp2(-tl.where(allowed, steps, 0.0))
     if COUNT:
         marks = tl.load(count_ptr + i)
         allowed = allowed & (marks[:, None] == marks[None, :])

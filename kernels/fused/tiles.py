@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,37 +13,60 @@ from ..inputs import ScanInputs
 from .tile_clock import PER_HEAD, Clocks, clocks
 from .tile_kernels import reduce_kernel, rows_kernel
 
-__all__ = ["dense", "distance", "reduce", "rows"]
-
-# Sub-blocks of the tile on the diagonal that take one exponential per state and entry.
-_SMALL = 16
+__all__ = ["Tuning", "dense", "distance", "reduce", "rows"]
 
 
-def dense(x: ScanInputs) -> Tensor:
+@dataclass(frozen=True)
+class Tuning:
+    """Shapes of the kernels; every choice gives the same numbers up to rounding.
+
+    Attributes:
+        block: rows and columns of a tile.
+        small: rows and columns of the diagonal's sub-blocks, which take one exponential per state and entry.
+        warps: warps of a program.
+        stages: depth of the software pipeline.
+        parts: programs that share the heads of one tile of a reduction.
+        step: states that one product sums over.
+        registers: most registers of a thread, None for the compiler's choice.
+        precision: of products: "split" or "tf32x3" (both as good as float32), "ieee", "tf32" (11 bits).
+    """
+
+    block: int = 64
+    small: int = 16
+    warps: int = 4
+    stages: int = 1
+    parts: int = 1
+    step: int = 32
+    precision: str = "split"
+    registers: int | None = None
+
+
+def dense(x: ScanInputs, tuning: Tuning | None = None) -> Tensor:
     """The matrix M of every head, (b, h, t, t) float32, exactly 0 above the diagonal."""
-    return rows(x, 0, x.length)
+    return rows(x, 0, x.length, tuning)
 
 
-def rows(x: ScanInputs, start: int, stop: int) -> Tensor:
+def rows(x: ScanInputs, start: int, stop: int, tuning: Tuning | None = None) -> Tensor:
     """Rows ``start`` to ``stop`` of M, (b, h, stop - start, stop) float32, exactly 0 above the diagonal."""
     out = torch.empty(x.batch, x.n_heads, stop - start, stop, device=x.value.device)
-    return _by_rows(x, start, stop, out, weigh=False)
+    return _by_rows(x, start, stop, out, weigh=False, tuning=tuning)
 
 
-def distance(x: ScanInputs) -> Tensor:
+def distance(x: ScanInputs, tuning: Tuning | None = None) -> Tensor:
     """sum_s (t - s) |M[t, s]| / sum_s |M[t, s]| of every row t, (b, h, t) float32; NaN where the row is all zero."""
     out = torch.empty(x.batch, x.n_heads, x.length, device=x.value.device)
-    return _by_rows(x, 0, x.length, out, weigh=True)
+    return _by_rows(x, 0, x.length, out, weigh=True, tuning=tuning)
 
 
-def reduce(x: ScanInputs, how: str) -> Tensor:
+def reduce(x: ScanInputs, how: str, tuning: Tuning | None = None) -> Tensor:
     """One map over heads, (b, t, t) float32: "mean", "mean_abs", "max_abs" or "norm" (root of the sum of squares)."""
     b, length, h = x.batch, x.length, x.n_heads
     if not x.value.numel():
         return torch.zeros(b, length, length, device=x.value.device)
-    block, warps, stages, precision, parts = 64, 4, 1, "tf32x3", 1
-    part = -(-h // parts)
-    table = clocks(x, block)
+    tuned = tuning or Tuning()
+    part = -(-h // tuned.parts)
+    parts = -(-h // part)
+    table = clocks(x, tuned.block)
     out = torch.empty(parts, b, length, length, device=x.value.device)
     scale = 1.0 / h if how.startswith("mean") else 1.0
     pieces, strides = _arguments(x, table)
@@ -50,9 +74,9 @@ def reduce(x: ScanInputs, how: str) -> Tensor:
         if count:
             reduce_kernel[(count, parts, b)](
                 *pieces, out, length, h, part, parts, h // x.read.shape[2], h // x.write.shape[2], x.d_state,
-                table.padded, table.blocks, scale, *strides, **_constants(x, table, precision),
+                table.padded, table.blocks, scale, *strides, **_constants(x, table, tuned),
                 HOW=how, DIAGONAL=diagonal, ONE_READ=x.read.shape[2] == 1, ONE_WRITE=x.write.shape[2] == 1,
-                STAGES=stages, num_warps=warps,
+                STAGES=tuned.stages, num_warps=tuned.warps, maxnreg=tuned.registers,
             )  # fmt: skip
     if how == "max_abs":
         return out.amax(0) if parts > 1 else out[0]
@@ -60,8 +84,9 @@ def reduce(x: ScanInputs, how: str) -> Tensor:
     return total.sqrt_() if how == "norm" else total
 
 
-def _by_rows(x: ScanInputs, start: int, stop: int, out: Tensor, *, weigh: bool) -> Tensor:
-    block, warps, stages, precision = 64, 4, 1, "tf32x3"
+def _by_rows(x: ScanInputs, start: int, stop: int, out: Tensor, *, weigh: bool, tuning: Tuning | None) -> Tensor:
+    tuned = tuning or Tuning()
+    block = tuned.block
     if not out.numel():
         return out
     table = clocks(x, block)
@@ -70,8 +95,8 @@ def _by_rows(x: ScanInputs, start: int, stop: int, out: Tensor, *, weigh: bool) 
     h = x.n_heads
     rows_kernel[(row_blocks * x.batch * h,)](
         *pieces, out, x.length, start, stop, h, h // x.read.shape[2], h // x.write.shape[2], x.d_state,
-        table.padded, table.blocks, row_blocks, *strides, **_constants(x, table, precision),
-        WEIGH=weigh, STAGES=stages, num_warps=warps,
+        table.padded, table.blocks, row_blocks, *strides, **_constants(x, table, tuned),
+        WEIGH=weigh, STAGES=tuned.stages, num_warps=tuned.warps, maxnreg=tuned.registers,
     )  # fmt: skip
     return out
 
@@ -79,18 +104,17 @@ def _by_rows(x: ScanInputs, start: int, stop: int, out: Tensor, *, weigh: bool) 
 def _arguments(x: ScanInputs, table: Clocks) -> tuple[list[Tensor | None], list[int]]:
     """The tensors that both kernels take first, with something in the place of what is absent, and their strides."""
     spare = table.rise
-    rate = spare if x.A is None else x.A
     pieces = [
-        x.read, x.write, rate, table.rise, table.rest, table.fall,
+        x.read, x.write, spare if table.rate is None else table.rate, table.rise, table.rest, table.fall,
         spare if table.gain is None else table.gain, spare if table.count is None else table.count,
         table.start, table.start if table.starts is None else table.starts,
     ]  # fmt: skip
-    return pieces, [*x.read.stride(), *x.write.stride(), *((0, 0) if x.A is None else x.A.stride())]
+    return pieces, [*x.read.stride(), *x.write.stride()]
 
 
-def _constants(x: ScanInputs, table: Clocks, precision: str) -> dict[str, Any]:
+def _constants(x: ScanInputs, table: Clocks, tuned: Tuning) -> dict[str, Any]:
     n = max(16, triton.next_power_of_2(x.d_state))
     return {
         "KIND": table.kind, "GAIN": table.gain is not None, "COUNT": table.count is not None,
-        "BLOCK": table.block, "SMALL": _SMALL, "N": n, "STEP": min(n, 32), "PRECISION": precision,
+        "BLOCK": table.block, "SMALL": tuned.small, "N": n, "STEP": min(n, tuned.step), "PRECISION": tuned.precision,
     }  # fmt: skip
