@@ -9,15 +9,17 @@ tests and differentiate with respect to every floating input.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor
 
 from . import chunked, naive
 from .backend import IMPLS, resolve
 from .inputs import ScanInputs
+from .statistics import Statistics, blocks
 
-__all__ = ["IMPLS", "PRECISIONS", "run", "states"]
+__all__ = ["IMPLS", "PRECISIONS", "Statistics", "run", "states", "statistics", "stream_statistics"]
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -70,6 +72,35 @@ def states(inputs: ScanInputs, at: Iterable[int] | Tensor | None = None, *, impl
 
         return dispatch.states(inputs, positions)
     return (naive if chosen == "naive" else chunked).states(inputs, positions)
+
+
+def statistics(inputs: ScanInputs, *, impl: str = "auto") -> Statistics:
+    """Norms of the state at every token, without holding the states; no gradients.
+
+    Args:
+        inputs: the recurrence.
+        impl: one of `IMPLS`.
+
+    Returns:
+        `Statistics`: ``norm`` and ``kept``, (b, t, h) each in ``inputs.dtype``.
+
+    Raises:
+        ValueError: unknown ``impl``, or "triton" where it cannot run.
+    """
+    shape = inputs.value.shape[:3]
+    whole = Statistics(*(torch.empty(shape, dtype=inputs.dtype, device=inputs.value.device) for _ in range(2)))
+    for stretch, part in stream_statistics(inputs, impl=impl):
+        for out, found in zip(whole, part, strict=True):
+            out[:, stretch] = found
+    return whole
+
+
+def stream_statistics(inputs: ScanInputs, *, impl: str = "auto") -> Iterator[tuple[slice, Statistics]]:
+    """The same in stretches of time, (positions, `Statistics` of these tokens), for sequences of any length.
+
+    Beyond the inputs only one stretch is held: at most 2 ** 25 numbers on a GPU, of states or of sums of their squares.
+    """
+    return blocks(inputs, resolve(impl, inputs))
 
 
 def _positions(at: Iterable[int] | Tensor, length: int) -> list[int]:
