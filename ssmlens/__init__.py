@@ -48,7 +48,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(importlib.import_module(_HOME[name]), name)
-    elif name in ("analyses", "apps", "errors", "interventions", "kernels", "models", "plotting", "zoo"):
+    elif name in ("analyses", "apps", "attribution", "errors", "interventions", "kernels", "models", "plotting", "zoo"):
         value = importlib.import_module(f"ssmlens.{name}")
     else:
         raise AttributeError(f"module 'ssmlens' has no attribute {name!r}")
