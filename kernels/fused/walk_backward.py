@@ -162,6 +162,7 @@ class _Work:
             "reset_ptr": x.reset,
             "ds_ptr": ds,
             "slot_ptr": self.slots,
+            "one": 1,
             "length": t,
             "n_segments": self.n_segments,
             **_strides(x.dt, "dt", "bth"),

@@ -1,7 +1,7 @@
 """Triton kernels of `walk_backward`: the adjoint of the diagonal walk, segments of time side by side.
 
 Every kernel works on a block of heads. One thread holds the states of a few heads and a few entries of n: tensors are
-(M, D, L), with D heads and L states spread over threads and M states in the thread, and J of them, in tuples, for J
+(L, D, M), with D heads and L states spread over threads and M states in the thread, and J of them, in tuples, for J
 times as many heads. The shape decides where sums happen: over M and J in registers, over L and D by shuffles.
 Triton gives the last axes of a tensor to threads and the first ones to registers, which is all this relies on.
 """
@@ -35,25 +35,27 @@ EVERY = tl.constexpr(2)
 
 
 @triton.jit
-def _heads(block, UNIT: tl.constexpr, BLOCKS: tl.constexpr, D: tl.constexpr, J: tl.constexpr):
-    """The heads of a block, J tensors (1, D, 1), and which of them exist. A block stays inside its unit of heads."""
+def _heads(block, one, UNIT: tl.constexpr, BLOCKS: tl.constexpr, D: tl.constexpr, L: tl.constexpr, J: tl.constexpr):
+    """The heads of a block, J tensors (L, D, 1), and which of them exist. A block stays inside its unit of heads."""
     first = (block % BLOCKS) * (J * D)
     heads, live = (), ()
     for j in tl.static_range(J):
-        inside = first + j * D + tl.arange(0, D)[None, :, None]
+        inside = first + (j * D + tl.arange(0, D)[None, :, None] + tl.zeros((L, 1, 1), dtype=tl.int32)) * one
         heads += ((block // BLOCKS) * UNIT + inside,)
         live += (inside < UNIT,)
     return heads, live
 
 
 @triton.jit
-def _states(M: tl.constexpr, L: tl.constexpr):
-    return tl.arange(0, M)[:, None, None] * L + tl.arange(0, L)[None, None, :]
+def _states(one, M: tl.constexpr, D: tl.constexpr, L: tl.constexpr):
+    """The entries of n that a thread holds, (L, D, M)."""
+    n = tl.arange(0, M)[None, None, :] * L + tl.arange(0, L)[:, None, None]
+    return (n + tl.zeros((L, D, 1), dtype=tl.int32)) * one
 
 
 @triton.jit
 def _per_head(pointer, stride, heads, live, on, J: tl.constexpr):
-    """J tensors (1, D, 1) of one step, zero where a head or the step does not exist."""
+    """J tensors (L, D, 1) of one step, zero where a head or the step does not exist."""
     out = ()
     for j in tl.static_range(J):
         at = pointer + heads[j].to(tl.int64) * stride
@@ -63,7 +65,7 @@ def _per_head(pointer, stride, heads, live, on, J: tl.constexpr):
 
 @triton.jit
 def _per_state(pointer, stride_h, stride_n, heads, live, n, on, N: tl.constexpr, J: tl.constexpr):
-    """J tensors (M, D, L) of one step, zero outside."""
+    """J tensors (L, D, M) of one step, zero outside."""
     out = ()
     for j in tl.static_range(J):
         at = pointer + heads[j].to(tl.int64) * stride_h + n * stride_n
@@ -73,7 +75,7 @@ def _per_state(pointer, stride_h, stride_n, heads, live, n, on, N: tl.constexpr,
 
 @triton.jit
 def _rates(a_ptr, a_h, a_n, heads, live, n, N: tl.constexpr, J: tl.constexpr, KIND: tl.constexpr):
-    """Decay rates in base 2: per head (1, D, 1) or per state; those of a log-decay are one constant."""
+    """Decay rates in base 2: per head (L, D, 1) or per state; those of a log-decay are one constant."""
     out = ()
     for j in tl.static_range(J):
         if KIND == RATE_STATE:
@@ -125,10 +127,10 @@ def _injected(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["one"])
 def local_ends(
     dt_ptr, a_ptr, log_ptr, read_ptr, dy_ptr, reset_ptr, ds_ptr, slot_ptr, ends_ptr, decays_ptr,
-    length, n_segments,
+    one, length, n_segments,
     dt_b, dt_t, dt_h, a_h, a_n, log_b, log_t, log_h, log_n, read_b, read_t, read_g, read_n, dy_b, dy_t, dy_h,
     reset_b, reset_t, ds_b, ds_k, ds_h, ds_n,
     H: tl.constexpr, N: tl.constexpr, UNIT: tl.constexpr, BLOCKS: tl.constexpr, READ_HEADS: tl.constexpr,
@@ -137,18 +139,18 @@ def local_ends(
 ):  # fmt: skip
     """What leaves each segment through its start when nothing enters its end, and the decay across the segment."""
     block, segment, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    heads, live = _heads(block, UNIT, BLOCKS, D, J)
-    n = _states(M, L)
+    heads, live = _heads(block, one, UNIT, BLOCKS, D, L, J)
+    n = _states(one, M, D, L)
     group = (block // BLOCKS) * UNIT // READ_HEADS
     rates = _rates(a_ptr, a_h, a_n, heads, live, n, N, J, KIND)
     read_ptr += b * read_b + group * read_g
     q, total = (), ()
     for _ in tl.static_range(J):
-        q += (tl.zeros((M, D, L), dtype=tl.float32),)
+        q += (tl.zeros((L, D, M), dtype=tl.float32),)
         if KIND == LOG_STATE:
-            total += (tl.zeros((M, D, L), dtype=tl.float32),)
+            total += (tl.zeros((L, D, M), dtype=tl.float32),)
         else:
-            total += (tl.zeros((1, D, 1), dtype=tl.float32),)
+            total += (tl.zeros((L, D, 1), dtype=tl.float32),)
     keeps = tl.full((1, 1, 1), 1.0, dtype=tl.float32)
     stop = tl.minimum((segment + 1) * SEGMENT, (length + K - 1) // K * K)
     for i in range((stop - segment * SEGMENT) // K):
@@ -202,12 +204,12 @@ def carry(ends_ptr, decays_ptr, final_ptr, n_segments, size, FINAL: tl.constexpr
         q = end + decay * q
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["one"])
 def walk_back(
     value_ptr, dt_ptr, a_ptr, log_ptr, write_ptr, read_ptr, dy_ptr, reset_ptr, ds_ptr, slot_ptr,
     initial_ptr, bounds_ptr, enter_ptr,
     dvalue_ptr, ddt_ptr, da_ptr, dlog_ptr, dwrite_ptr, dread_ptr, dinitial_ptr,
-    length, n_segments, n_bounds,
+    one, length, n_segments, n_bounds,
     value_b, value_t, value_h, dt_b, dt_t, dt_h, a_h, a_n, log_b, log_t, log_h, log_n,
     write_b, write_t, write_g, write_n, read_b, read_t, read_g, read_n, dy_b, dy_t, dy_h,
     reset_b, reset_t, ds_b, ds_k, ds_h, ds_n,
@@ -223,8 +225,10 @@ def walk_back(
     States come from memory before every EACH steps (a multiple of K).
     """
     block, segment, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    heads, live = _heads(block, UNIT, BLOCKS, D, J)
-    n = _states(M, L)
+    heads, live = _heads(block, one, UNIT, BLOCKS, D, L, J)
+    n = _states(one, M, D, L)
+    first_lane = (tl.arange(0, L) == 0)[:, None, None]
+    first_head = (n < N) & (tl.arange(0, D) == 0)[None, :, None]
     first = (block // BLOCKS) * UNIT
     rates = _rates(a_ptr, a_h, a_n, heads, live, n, N, J, KIND)
     value_ptr += b * value_b
@@ -243,11 +247,11 @@ def walk_back(
             entry = enter_ptr + ((b * n_segments + segment) * H + heads[j]) * N + n
             q += (tl.load(entry, mask=live[j] & (n < N), other=0.0).to(tl.float32),)
         else:
-            q += (tl.zeros((M, D, L), dtype=tl.float32),)
+            q += (tl.zeros((L, D, M), dtype=tl.float32),)
         if KIND == RATE_STATE:
-            da += (tl.zeros((M, D, L), dtype=tl.float32),)
+            da += (tl.zeros((L, D, M), dtype=tl.float32),)
         else:
-            da += (tl.zeros((1, D, 1), dtype=tl.float32),)
+            da += (tl.zeros((L, D, 1), dtype=tl.float32),)
     stop = tl.minimum((segment + 1) * SEGMENT, (length + K - 1) // K * K)
     for i in range((stop - segment * SEGMENT) // K):
         start = stop - (i + 1) * K
@@ -294,7 +298,7 @@ def walk_back(
                 keep = _kept(reset_ptr + far * reset_t, on)
             if PICKS:
                 q = _injected(q, ds_ptr + b * ds_b, ds_k, ds_h, ds_n, slot_ptr, t, heads, live, n, on, N, J, PICKS)
-            dread = tl.zeros((M, D, L), dtype=tl.float32)
+            dread = tl.zeros((L, D, M), dtype=tl.float32)
             if DY:
                 dy = _per_head(dy_ptr + far * dy_t, dy_h, heads, live, on, J)
                 read = tl.load(read_ptr + far * read_t + n * read_n, mask=(n < N) & on, other=0.0).to(tl.float32)
@@ -303,7 +307,7 @@ def walk_back(
                     dread += dy[j] * states[(u + 1) * J + j]
                     now += (q[j] + dy[j] * read,)
                 q = now
-            dwrite = tl.zeros((M, D, L), dtype=tl.float32)
+            dwrite = tl.zeros((L, D, M), dtype=tl.float32)
             now, sums = (), ()
             row = (b * length + far) * H
             for j in tl.static_range(J):
@@ -315,13 +319,13 @@ def walk_back(
                 q_before = _decay(steps[j], rates[j], keep, RESET) * q[j]
                 # d loss / d log-decay; 0 wherever the decay is.
                 slope = q_before * states[u * J + j]
-                exists = live[j] & on
+                exists = live[j] & on & first_lane
                 if KIND == RATE_STATE:
                     ddt = LN_2 * _over_states(slope * rates[j])
                     sums += (da[j] + slope * dt[j],)
                 elif KIND == LOG_STATE:
                     at = dlog_ptr + (row + heads[j]) * N + n
-                    tl.store(at, slope, mask=exists & (n < N))
+                    tl.store(at, slope, mask=live[j] & on & (n < N))
                     ddt = 0.0
                     sums += (da[j],)
                 else:
@@ -340,15 +344,16 @@ def walk_back(
                 now += (q_before,)
             q, da = now, sums
             at = ((b * tl.num_programs(0) + block) * length + far) * N + n
-            tl.store(dwrite_ptr + at, tl.sum(dwrite, axis=1, keep_dims=True), mask=(n < N) & on)
+            tl.store(dwrite_ptr + at, _over_heads(dwrite), mask=first_head & on)
             if DY:
-                tl.store(dread_ptr + at, tl.sum(dread, axis=1, keep_dims=True), mask=(n < N) & on)
+                tl.store(dread_ptr + at, _over_heads(dread), mask=first_head & on)
     for j in tl.static_range(J):
         if KIND == RATE_STATE:
             at = da_ptr + ((b * n_segments + segment) * H + heads[j]) * N + n
             tl.store(at, da[j], mask=live[j] & (n < N))
         elif KIND == RATE_HEAD:
-            tl.store(da_ptr + (b * n_segments + segment) * H + heads[j], da[j], mask=live[j])
+            at = da_ptr + (b * n_segments + segment) * H + heads[j]
+            tl.store(at, da[j], mask=live[j] & first_lane)
         if INITIAL:
             at = dinitial_ptr + (b * H + heads[j]) * N + n
             tl.store(at, q[j], mask=live[j] & (n < N) & (segment == 0))
@@ -385,8 +390,15 @@ def _forward(
 
 @triton.jit
 def _over_states(x):
-    """(M, D, L) summed over its states, (1, D, 1): in the thread, then between threads."""
-    return tl.sum(tl.sum(x, axis=0, keep_dims=True), axis=2, keep_dims=True)
+    """(L, D, M) summed over its states: in the thread, then between threads, each of which holds the sum."""
+    x = tl.sum(x, axis=2, keep_dims=True)
+    return tl.broadcast_to(tl.sum(x, axis=0, keep_dims=True), x.shape)
+
+
+@triton.jit
+def _over_heads(x):
+    """(L, D, M) summed over its heads; every thread holds the sum."""
+    return tl.broadcast_to(tl.sum(x, axis=1, keep_dims=True), x.shape)
 
 
 @triton.jit
