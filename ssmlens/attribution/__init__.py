@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ssmlens.attribution._contributions import RULES, Contributions, contributions
     from ssmlens.attribution._decompose import decompose
     from ssmlens.attribution._occlusion import feature_ablation, occlusion
     from ssmlens.attribution._relevance import relevance
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
 # Each name brings its module on first use. No module bears the name of something it exports: importing it would put
 # the module in that name's place.
 _HOME = {
+    "RULES": "_contributions",
     "Attribution": "result",
+    "Contributions": "_contributions",
     "LogitParts": "residuals",
     "ResidualParts": "residuals",
+    "contributions": "_contributions",
     "decompose": "_decompose",
     "feature_ablation": "_occlusion",
     "gradient_shap": "gradients",
@@ -31,9 +35,12 @@ _HOME = {
 }
 
 __all__ = [
+    "RULES",
     "Attribution",
+    "Contributions",
     "LogitParts",
     "ResidualParts",
+    "contributions",
     "decompose",
     "feature_ablation",
     "gradient_shap",
