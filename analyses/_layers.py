@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,13 +15,16 @@ from ssmlens.errors import ReconstructionError
 from ssmlens.recurrence import Recurrence
 from ssmlens.trace import TOLERANCE, MixerTrace, Trace
 
-__all__ = ["Layers", "Source", "collect", "head_blocks", "positions", "shares"]
+__all__ = ["Layers", "Source", "block_entries", "collect", "head_blocks", "positions", "shares", "time_blocks"]
 
 Source = Trace | MixerTrace | Recurrence
 """What every study takes: all traced layers, one layer, or one recurrence without a model."""
 
 BLOCK_ENTRIES = 2**22
-"""Entries of the largest temporary tensor of a study: 32 MiB in float64."""
+"""Entries of the largest temporary tensor of a study: 32 MiB in float64. One number a token is not cut further."""
+
+GPU_BLOCK_ENTRIES = 2**24
+"""The same on a GPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +131,21 @@ def collect(source: Source) -> Layers:
 
 def head_blocks(rec: Recurrence, per_head: int) -> Iterator[slice]:
     """Ranges of heads whose temporary tensors, of ``per_head`` entries each, stay within the block limit."""
-    width = max(1, BLOCK_ENTRIES // max(per_head, 1))
+    width = max(1, block_entries(rec) // max(per_head, 1))
     for start in range(0, rec.n_heads, width):
         yield slice(start, min(start + width, rec.n_heads))
+
+
+def time_blocks(rec: Recurrence, per_token: int) -> Iterator[slice]:
+    """The same for stretches of time, of ``per_token`` entries a token."""
+    width = max(1, block_entries(rec) // max(per_token, 1))
+    for start in range(0, rec.length, width):
+        yield slice(start, min(start + width, rec.length))
+
+
+def block_entries(rec: Recurrence) -> int:
+    """Entries of the largest temporary tensor where this recurrence lives."""
+    return GPU_BLOCK_ENTRIES if rec.device.type == "cuda" else BLOCK_ENTRIES
 
 
 def positions(layers: Layers, at: Sequence[int]) -> Tensor:
@@ -164,19 +180,30 @@ def _detached(rec: Recurrence) -> Recurrence:
 
 
 def _check(rec: Recurrence, where: str) -> None:
-    inputs, real = rec.inputs, rec.real
+    inputs = rec.inputs
     if rec.length == 0:
         raise ValueError(f"{where} holds no tokens: memory needs at least one")
     if inputs.dt is not None:
-        _require(bool(inputs.dt[real].isfinite().all()), f"dt of {where} holds NaN or infinite numbers")
-        _require(bool((inputs.dt[real] >= 0).all()), f"dt of {where} is negative somewhere, so the state would grow")
+        low, high = _range(rec, inputs.dt)
+        _require(math.isfinite(low) and math.isfinite(high), f"dt of {where} holds NaN or infinite numbers")
+        _require(low >= 0, f"dt of {where} is negative somewhere, so the state would grow")
     if inputs.A is not None:
         _require(bool(inputs.A.isfinite().all()), f"A of {where} holds NaN or infinite numbers")
         _require(bool((inputs.A <= 0).all()), f"A of {where} is positive somewhere, so the state would grow")
     if inputs.log_decay is not None:
-        decay = inputs.log_decay[real]
-        _require(not bool(decay.isnan().any()), f"log_decay of {where} holds NaN")
-        _require(bool((decay <= 0).all()), f"log_decay of {where} is positive somewhere, so the state would grow")
+        _, high = _range(rec, inputs.log_decay)
+        _require(not math.isnan(high), f"log_decay of {where} holds NaN")
+        _require(high <= 0, f"log_decay of {where} is positive somewhere, so the state would grow")
+
+
+def _range(rec: Recurrence, x: Tensor) -> tuple[float, float]:
+    """Smallest and largest entry of x (b, t, ...) at real tokens, padding counted as 0; both NaN when any is."""
+    ends = []
+    for block in time_blocks(rec, x[:, :1].numel()):
+        real = rec.real[:, block].view(rec.batch, -1, *[1] * (x.ndim - 2))
+        ends.append(torch.stack(x[:, block].where(real, 0.0).aminmax()))
+    low, high = torch.stack(ends).unbind(1)
+    return low.min().item(), high.max().item()
 
 
 def _require(good: bool, sentence: str) -> None:

@@ -6,10 +6,12 @@ from ssmlens.analyses._layers import Layers
 
 __all__ = [
     "CONSTANT_DECAY",
+    "CONSTANT_DRIVE",
     "FROZEN",
     "GEOMETRIC_KERNEL",
     "KNOWN_ONSET",
     "KNOWN_SATURATION",
+    "OBSERVED",
     "POWER",
     "READING",
     "STATIONARY",
@@ -19,6 +21,7 @@ __all__ = [
 
 FROZEN = "The decays are those of this text: they depend on it wherever the model is selective."
 TRUNCATED = "The text ends: a half-life that was not reached inside it counts as infinite."
+OBSERVED = "The states are those of this text, whatever was in them before it included."
 STATIONARY = "The decay outside the traced text has the same mean as inside it."
 DELTA_RULE = "The delta rule also erases what it overwrites; this describes the decay alone, so real memory is shorter."
 READING = (
@@ -30,6 +33,7 @@ _TESTS = "tests/analyses"
 POWER = f"constant decay a: a^(t - s) ({_TESTS}/test_retention.py::test_constant_decay)"
 CONSTANT_DECAY = f"constant decay: ln 2 / -log_decay ({_TESTS}/test_half_life.py::test_constant_decay)"
 GEOMETRIC_KERNEL = f"kernel a^k: a / (1 - a) ({_TESTS}/test_mean_distance.py::test_geometric_kernel)"
+CONSTANT_DRIVE = f"constant drive, decay a: (1 - a^t) / (1 - a) ({_TESTS}/test_state_norm.py::test_a_constant_drive)"
 KNOWN_SATURATION = f"two decays at 2048 tokens ({_TESTS}/test_saturation.py::test_known_saturation)"
 KNOWN_ONSET = f"four decays at 2048 tokens ({_TESTS}/test_saturation.py::test_known_onset)"
 

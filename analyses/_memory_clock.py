@@ -7,13 +7,13 @@ forward, so every "when" is a binary search. While the decay is ``dt * A``, one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ssmlens.analyses._layers import head_blocks
+from ssmlens.analyses._layers import block_entries, head_blocks, time_blocks
 from ssmlens.recurrence import Recurrence
 
 __all__ = [
@@ -70,6 +70,12 @@ class Clock:
     @property
     def length(self) -> int:
         return self.ticks.shape[-1]
+
+    def states(self, width: int) -> Iterator[Clock]:
+        """The clocks of ``width`` states at a time."""
+        for start in range(0, self.rate.shape[1], width):
+            some = slice(start, start + width)
+            yield Clock(self.ticks if self.ticks.shape[2] == 1 else self.ticks[:, :, some], self.rate[:, some])
 
     def nats(self, start: Tensor, stop: Tensor) -> Tensor:
         """Nats of decay from the token ``start`` (b,) to ``stop`` (b,) of each row, (b, h, n)."""
@@ -129,8 +135,9 @@ def mean_log_decay(rec: Recurrence) -> Tensor:
     """
     real, count = rec.real[:, :, None], rec.real_lengths.double()[:, None, None]
     if rec.A is not None and rec.dt is not None:
-        # Summing in float64 without a float64 copy of dt.
-        total = rec.dt.where(real, 0.0).sum(1, dtype=torch.float64)
+        total = torch.zeros(rec.batch, rec.n_heads, dtype=torch.float64, device=rec.device)
+        for block in time_blocks(rec, rec.batch * rec.n_heads):
+            total += rec.dt[:, block].where(real[:, block], 0.0).sum(1, dtype=torch.float64)
         return (total[..., None] / count * rec.A.double()).cpu()
     return _blocks(rec, lambda heads: -_nats(rec, heads).where(real[..., None], 0.0).sum(1) / count)
 
@@ -165,10 +172,14 @@ def crossing_quantiles(
         tokens = torch.arange(part.length, device=part.device)
 
         def block(heads: slice, part: Recurrence = part, tokens: Tensor = tokens) -> Tensor:
-            times = _sorted(_clocked(Clock.of(part, heads), kind, tokens, interpolate)[0], whole=not interpolate)
-            picks = [order_index(q, times.shape[-1]) for q in quantiles]
-            share = times.isfinite().double().mean(-1, keepdim=True)
-            return torch.cat([times[..., picks], share], -1)[None]
+            picks = [order_index(q, part.length) for q in quantiles]
+            found = []
+            # A long text has too many half-lives for all states of even one head at a time.
+            for clock in Clock.of(part, heads).states(max(1, block_entries(part) // part.length)):
+                times = _clocked(clock, kind, tokens, interpolate)[0]
+                share = times.isfinite().double().mean(-1, keepdim=True)
+                found.append(torch.cat([_ordered(times, picks, whole=not interpolate), share], -1))
+            return torch.cat(found, 1)[None]
 
         both = _blocks(part, block, per_head=part.length * _states(part))[0]
         values.append(both[..., :-1])
@@ -177,7 +188,7 @@ def crossing_quantiles(
 
 
 def _crossings(rec: Recurrence, kind: str, at: Tensor, interpolate: bool) -> Tensor:
-    per_head = rec.length + len(at) * _states(rec)
+    per_head = rec.length * (1 if rec.A is not None else _states(rec)) + len(at) * _states(rec)
     return _blocks(rec, lambda heads: _clocked(Clock.of(rec, heads), kind, at, interpolate), per_head)[0]
 
 
@@ -186,13 +197,22 @@ def _clocked(clock: Clock, kind: str, at: Tensor, interpolate: bool) -> Tensor:
     return search(at, interpolate)
 
 
-def _sorted(times: Tensor, whole: bool) -> Tensor:
-    """Times sorted along the last axis, inf last."""
+def _ordered(times: Tensor, picks: list[int], whole: bool) -> Tensor:
+    """The entries ``picks`` of each sorted row of times (h, n, t), inf last."""
+    if not whole:
+        return times.sort(-1).values[..., picks]
+    # Whole numbers below the length of the text: sorting int16 takes a tenth of the time of float64, and what
+    # does not fit into it is counted, which is as quick.
     never = times.shape[-1]
-    if not whole or never >= torch.iinfo(torch.int16).max:
-        return times.sort(-1).values
-    # Whole numbers below the length of the text: sorting int16 takes a tenth of the time of float64.
-    order = times.where(times.isfinite(), never).short().sort(-1).values.double()
+    times = times.where(times.isfinite(), never)
+    if never < torch.iinfo(torch.int16).max:
+        order = times.short().sort(-1).values[..., picks].double()
+    else:
+        rows = times.flatten(0, 1).long()
+        place = rows + torch.arange(len(rows), device=rows.device)[:, None] * (never + 1)
+        below = place.flatten().bincount(minlength=len(rows) * (never + 1)).view(len(rows), -1).cumsum(-1)
+        wanted = torch.tensor(picks, device=rows.device).expand(len(rows), -1).contiguous()
+        order = torch.searchsorted(below, wanted, right=True).view(*times.shape[:2], -1).double()
     return order.where(order < never, torch.inf)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ssmlens.analyses._layers import BLOCK_ENTRIES
+from ssmlens.analyses._layers import block_entries, head_blocks
+from ssmlens.attention import ImplicitAttention
 from ssmlens.recurrence import Recurrence
 
 __all__ = ["REDUCTIONS", "distance_statistics", "last_rows", "reduce_heads", "row_distances", "uniform_distances"]
@@ -50,7 +51,7 @@ def row_distances(rec: Recurrence, rows: Tensor, quantile: float | None, pooled:
         return out
     for t, some, mass in _rows_of_mass(rec, wanted, pooled):
         for name, x in zip(names, distance_statistics(mass, quantile)):
-            _place(out[name][..., some], rows, t, x)
+            _place(out[name][..., some], rows, t, x.cpu())
     return out
 
 
@@ -85,7 +86,7 @@ def _rows_of_mass(rec: Recurrence, wanted: list[int], pooled: bool) -> Iterator[
     square = rec.batch * rec.length**2
     # One pass over whole matrices, a few heads at a time, is cheaper than many rows, while a matrix is small.
     if not pooled and len(wanted) * 2 > rec.length and square <= DENSE_ENTRIES:
-        width = max(1, BLOCK_ENTRIES // square)
+        width = max(1, block_entries(rec) // square)
         for start in range(0, rec.n_heads, width):
             heads = slice(start, min(start + width, rec.n_heads))
             dense = attention.dense(heads=heads)
@@ -93,17 +94,25 @@ def _rows_of_mass(rec: Recurrence, wanted: list[int], pooled: bool) -> Iterator[
                 yield t, heads, _by_distance(dense[:, :, t], t)
         return
     for t in wanted:
-        mass = _by_distance(attention.row(t), t)
-        yield t, slice(None), mass.sum(1, keepdim=True) if pooled else mass
+        total = torch.zeros((), dtype=torch.float64, device=rec.device)
+        for heads in head_blocks(rec, rec.batch * (t + 1)):
+            some = rec.inputs if heads == slice(0, rec.n_heads) else rec.inputs.select_heads(heads)
+            mass = _by_distance(ImplicitAttention(some).row(t), t)
+            if pooled:
+                total = total + mass.sum(1, keepdim=True)
+            else:
+                yield t, heads, mass
+        if pooled:
+            yield t, slice(None), total
 
 
 def _by_distance(row: Tensor, t: int) -> Tensor:
-    return row[..., : t + 1].abs().to("cpu", torch.float64).flip(-1)
+    return row[..., : t + 1].abs().double().flip(-1)
 
 
 def distance_statistics(mass: Tensor, quantile: float | None) -> tuple[Tensor, ...]:
     """Mean, and with a quantile spread and quantile, of the distance under ``mass`` (b, h, t + 1)."""
-    distance = torch.arange(mass.shape[-1], dtype=mass.dtype)
+    distance = torch.arange(mass.shape[-1], dtype=mass.dtype, device=mass.device)
     cumulative = mass.cumsum(-1)
     total = cumulative[..., -1]
     known = (total > 0) & total.isfinite()

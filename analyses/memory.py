@@ -1,4 +1,5 @@
-"""What a recurrence remembers: how fast it forgets, how far back it reads, and whether its state has settled.
+"""What a recurrence remembers: how fast it forgets, how far back it reads, how large its states are and whether they
+have settled.
 
 Every function takes a `ssmlens.Trace` (all its layers, with a ``layer`` axis in the result), a `MixerTrace` or a
 `Recurrence`, and returns a frozen `Result` in float64. Only real tokens count; batch rows stay separate. Axes:
@@ -25,6 +26,7 @@ from ssmlens.analyses._memory_decay import KINDS, half_life, retention
 from ssmlens.analyses._memory_reach import mean_distance
 from ssmlens.analyses._memory_rows import REDUCTIONS
 from ssmlens.analyses._memory_saturation import onset_time, saturation
+from ssmlens.analyses._memory_states import state_norm
 from ssmlens.analyses._result import Result
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "onset_time",
     "retention",
     "saturation",
+    "state_norm",
     "summary",
 ]
 

@@ -27,7 +27,7 @@ Axes: ``b`` batch, ``t`` time of reading (row), ``s`` source time, a copy of t (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -192,6 +192,17 @@ class Recurrence:
     def final_state(self, *, impl: str = "auto") -> Float[Tensor, "b h p n"]:
         """The state after the last real token of each row, (b, h, p, n)."""
         return scan.run(self.inputs, impl=impl)[1]
+
+    def statistics(self, *, impl: str = "auto") -> scan.Statistics:
+        """Norms of the state at every token, (b, t, h) each, see `ssmlens.kernels.statistics.Statistics`.
+
+        The states themselves are never held, and no gradient is recorded.
+        """
+        return scan.statistics(self.inputs, impl=impl)
+
+    def stream_statistics(self, *, impl: str = "auto") -> Iterator[tuple[slice, scan.Statistics]]:
+        """The same in stretches of time, (positions, statistics of these tokens), for texts of any length."""
+        return scan.stream_statistics(self.inputs, impl=impl)
 
     @property
     def attention(self) -> ImplicitAttention:

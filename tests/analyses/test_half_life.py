@@ -294,3 +294,13 @@ def test_a_recurrence_with_gradients_gives_plain_numbers(study) -> None:
     result = study(learned)
     assert not result.value.requires_grad
     torch.testing.assert_close(result.value, study(rec).value, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+def test_half_lives_of_a_long_text_are_counted_as_well_as_sorted(kind: str) -> None:
+    length = 2**15 + 100
+    rec = cases.random("per-state", batch=1, length=length)
+    counted = memory.half_life(rec, kind, quantiles=[0.01, 0.5, 0.9])
+    every = memory.half_life(rec, kind, at=range(length)).value.sort(1).values
+    picks = [math.ceil(q * length * (1 - 1e-12)) - 1 for q in (0.01, 0.5, 0.9)]
+    torch.testing.assert_close(counted.value, every[:, picks].movedim(1, -1), rtol=0, atol=0)

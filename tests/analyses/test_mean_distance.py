@@ -100,7 +100,7 @@ def test_without_a_quantile_the_mean_is_the_same(rows: str | list[int]) -> None:
 def test_whole_matrices_and_single_rows_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rec = cases.random("per-state", lengths=[23, 14])
     tiles = memory.mean_distance(rec, rows="all")
-    monkeypatch.setattr("ssmlens.analyses._memory_rows.BLOCK_ENTRIES", 1)
+    monkeypatch.setattr("ssmlens.analyses._layers.BLOCK_ENTRIES", 1)
     narrow = memory.mean_distance(rec, rows="all")
     monkeypatch.setattr("ssmlens.analyses._memory_rows.DENSE_ENTRIES", 0)
     single = memory.mean_distance(rec, rows="all")

@@ -16,7 +16,7 @@ README = (Path(__file__).resolve().parents[2] / "analyses" / "README.md").read_t
 
 
 def test_every_public_function_is_described() -> None:
-    for name in ("retention", "half_life", "mean_distance", "saturation", "onset_time", "summary"):
+    for name in ("retention", "half_life", "mean_distance", "saturation", "onset_time", "state_norm", "summary"):
         assert re.search(rf"^###.*\b{name}\(", README, flags=re.MULTILINE)
 
 

@@ -31,6 +31,8 @@ STUDIES: dict[str, Callable[[Any], memory.Result]] = {
     "rows": partial(memory.mean_distance, rows=[1, -1], reduce="pooled"),
     "saturation": partial(memory.saturation, train_length=64),
     "onset_time": partial(memory.onset_time, train_length=64),
+    "state_norm": partial(memory.state_norm, at=[-1, 3]),
+    "states at": partial(memory.state_norm, at=[-1, 3], reduce="pooled"),
     "summary": memory.summary,
 }
 
@@ -138,7 +140,7 @@ def test_layers_of_different_sizes_leave_nan() -> None:
 def test_every_named_check_is_a_test() -> None:
     root = Path(__file__).resolve().parents[2]
     names = [x for x in vars(_memory_assumes).values() if isinstance(x, str) and "::" in x]
-    assert len(names) == 5
+    assert len(names) == 6
     for check in names:
         path, test = check.rpartition("(")[2].rstrip(")").split("::")
         assert f"def {test}(" in (root / path).read_text()
@@ -150,7 +152,7 @@ def test_every_result_carries_its_doubt(trace: ssmlens.Trace) -> None:
         assert result.assumes
         assert result.control
         assert result.checked_by
-        assert result.units in ("tokens", "1")
+        assert result.units in ("tokens", "1", "state")
 
 
 def test_public_functions_are_documented() -> None:
