@@ -94,7 +94,7 @@ def _state_table(ptr, k, n, n_states, size, PER_STATE: tl.constexpr):
 
 
 @triton.jit
-def _kept(distance, rate, KIND: tl.constexpr):
+def decay(distance, rate, KIND: tl.constexpr):
     if KIND == 1:
         return _exp2(-rate * distance)
     else:
@@ -104,7 +104,7 @@ def _kept(distance, rate, KIND: tl.constexpr):
 @triton.jit
 def rising(rise_ptr, count_ptr, i, n, rate, n_states, padded, KIND: tl.constexpr, COUNT: tl.constexpr):
     # Decay from the start of the block to rows i.
-    kept = _kept(_row_table(rise_ptr, i, n, n_states, padded, KIND == 2), rate[None, :], KIND)
+    kept = decay(_row_table(rise_ptr, i, n, n_states, padded, KIND == 2), rate[None, :], KIND)
     if COUNT:
         kept = tl.where(_row_table(count_ptr, i, n, n_states, padded, KIND == 2) == 0, kept, 0.0)
     return kept
@@ -120,9 +120,9 @@ def falling(
     gap = (until - _state_table(start_ptr, k + 1, n, n_states, blocks + 1, KIND == 2)).to(tl.float32)
     inside = _column_table(fall_ptr, j, n, n_states, padded, KIND == 2)
     if KIND == 2:
-        kept = _kept(inside + gap[:, None], rate, KIND)
+        kept = decay(inside + gap[:, None], rate, KIND)
     else:
-        kept = _kept(inside + gap, rate[:, None], KIND)
+        kept = decay(inside + gap, rate[:, None], KIND)
     if COUNT:
         marks = _state_table(starts_ptr, row_block, n, n_states, blocks + 1, KIND == 2)
         since = marks - _state_table(starts_ptr, k, n, n_states, blocks + 1, KIND == 2)
@@ -141,6 +141,16 @@ def _high(x):
 
 
 @triton.jit
+def _cut(x):
+    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _round(x):
+    return (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def product(u, v, PRECISION: tl.constexpr):
     # u @ v of float32 on tf32 units: high and low parts of both, low @ low left out (2^-22 of the product).
     # The smallest come first. Triton's own "tf32x3" also filters NaN, at the price of a pass over the tile.
@@ -148,6 +158,11 @@ def product(u, v, PRECISION: tl.constexpr):
         high, top = _high(u), _high(v)
         tile = tl.dot(u - high, top, input_precision="tf32")
         tile = tl.dot(high, v - top, tile, input_precision="tf32")
+        return tl.dot(high, top, tile, input_precision="tf32")
+    elif PRECISION == "cut":
+        high, top = _cut(u), _cut(v)
+        tile = tl.dot(_round(u - high), top, input_precision="tf32")
+        tile = tl.dot(high, _round(v - top), tile, input_precision="tf32")
         return tl.dot(high, top, tile, input_precision="tf32")
     else:
         return tl.dot(u, v, input_precision=PRECISION)
@@ -185,8 +200,8 @@ def _level(
         )
         open_ = later[None, :] == 0
         # In the other half the difference has the wrong sign and could overflow.
-        u = _kept(tl.where(allowed, up, 0.0), rate[None, :], KIND)
-        v = _kept(tl.where(open_, down, 0.0), rate[:, None], KIND)
+        u = decay(tl.where(allowed, up, 0.0), rate[None, :], KIND)
+        v = decay(tl.where(open_, down, 0.0), rate[:, None], KIND)
         if COUNT:
             allowed = allowed & (
                 _row_table(count_ptr, i, n, n_states, padded, STATES)

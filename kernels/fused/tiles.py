@@ -10,8 +10,9 @@ import triton
 from torch import Tensor
 
 from ..inputs import ScanInputs
-from .tile_clock import PER_HEAD, Clocks, clocks
-from .tile_kernels import reduce_kernel, rows_kernel
+from .tile_clock import RATES, Clocks, clocks
+from .tile_reduce import reduce_kernel, reduce_rates_kernel
+from .tile_rows import rows_kernel
 
 __all__ = ["Tuning", "dense", "distance", "reduce", "rows"]
 
@@ -39,6 +40,7 @@ class Tuning:
     step: int = 32
     precision: str = "split"
     registers: int | None = None
+    unroll: int = 0
 
 
 def dense(x: ScanInputs, tuning: Tuning | None = None) -> Tensor:
@@ -70,11 +72,22 @@ def reduce(x: ScanInputs, how: str, tuning: Tuning | None = None) -> Tensor:
     out = torch.empty(parts, b, length, length, device=x.value.device)
     scale = 1.0 / h if how.startswith("mean") else 1.0
     pieces, strides = _arguments(x, table)
+    constants = _constants(x, table, tuned)
+    one = x.read.shape[2] == x.write.shape[2] == 1
+    quick = tuned.unroll and one and table.kind == RATES and table.count is None and constants["N"] == constants["STEP"]
     for diagonal, count in ((True, table.blocks), (False, table.blocks * (table.blocks - 1) // 2)):
-        if count:
+        if count and quick and not diagonal:
+            reduce_rates_kernel[(count, parts, b)](
+                x.read, x.write, table.rate, table.rise, table.fall, table.rise if table.gain is None else table.gain,
+                table.start, out, length, h, part, x.d_state, table.padded, table.blocks, scale,
+                *(x.read.stride(i) for i in (0, 1, 3)), *(x.write.stride(i) for i in (0, 1, 3)),
+                GAIN=table.gain is not None, BLOCK=table.block, N=constants["N"], PRECISION=tuned.precision, HOW=how,
+                UNROLL=tuned.unroll, num_warps=tuned.warps, maxnreg=tuned.registers,
+            )  # fmt: skip
+        elif count:
             reduce_kernel[(count, parts, b)](
                 *pieces, out, length, h, part, parts, h // x.read.shape[2], h // x.write.shape[2], x.d_state,
-                table.padded, table.blocks, scale, *strides, **_constants(x, table, tuned),
+                table.padded, table.blocks, scale, *strides, **constants,
                 HOW=how, DIAGONAL=diagonal, ONE_READ=x.read.shape[2] == 1, ONE_WRITE=x.write.shape[2] == 1,
                 STAGES=tuned.stages, num_warps=tuned.warps, maxnreg=tuned.registers,
             )  # fmt: skip
