@@ -1,11 +1,13 @@
 """Times of the kernels, each behind a green correctness gate.
 
     python -m ssmlens.kernels.bench [OP ...] [--peers] [--json FILE]
+    python -m ssmlens.kernels.bench million [--tokens N] [--device cuda] [--json FILE]
 
 For every op the numbers that were timed are first compared with the float64 loop of `naive`; a wrong result
 ends the program before any time is printed. Then: median and best of repeated runs after a warm-up, peak memory
 beyond the inputs, and the share of the time that reading every input and writing every output once would take
-at this machine's measured copy speed. ``trace`` times a whole traced model against its own forward.
+at this machine's measured copy speed. ``trace`` times a whole traced model against its own forward; ``million`` traces a
+million tokens and asks for their memory, see `bench_million`.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def sizes(name: str, device: str = "cpu", small: bool = False) -> Sequence[Size]
         ValueError: unknown op.
     """
     if name not in OPS:
-        raise ValueError(f"unknown op {name!r}: choose from {', '.join([*OPS, 'trace'])}")
+        raise ValueError(f"unknown op {name!r}: choose from {', '.join([*OPS, 'trace', 'million'])}")
     found = OPS[name].sizes["cuda" if device.startswith("cuda") else "cpu"]
     return [SMALL["p = 1" if found[0][3] == 1 else "p > 1"]] if small else found
 
@@ -184,12 +186,15 @@ def device_name(device: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when every gate is green, 2 with one sentence otherwise."""
     parser = argparse.ArgumentParser(prog="python -m ssmlens.kernels.bench", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("ops", nargs="*", metavar="OP", help=f"{', '.join([*OPS, 'trace'])}; default: all but trace")
+    parser.add_argument(
+        "ops", nargs="*", metavar="OP", help=f"{', '.join([*OPS, 'trace', 'million'])}; default: the first {len(OPS)}"
+    )
     parser.add_argument("--peers", action="store_true", help="time other implementations in the same run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurements there")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=2**20, help="length of the text of million")
     parser.add_argument("--small", action="store_true", help="tiny sizes: does everything run?")
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
@@ -199,6 +204,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.ops or OPS:
             if name == "trace":
                 for found in peers.traces(options.small, options.repeats, timed, options.device):
+                    rows.append({**found, "device": device_name(options.device)})
+                    _show(rows[-1])
+                continue
+            if name == "million":
+                from .bench_million import million
+
+                dtype = getattr(torch, options.dtype)
+                for found in million(options.tokens, options.device, dtype, options.small, peak_memory):
                     rows.append({**found, "device": device_name(options.device)})
                     _show(rows[-1])
                 continue
@@ -219,6 +232,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show(row: dict[str, Any]) -> None:
     """One line of the table; every number beside what it was measured on."""
+    if "step" in row:
+        cost = "" if row["seconds"] is None else f"{row['seconds']:.3f} s"
+        if row["peak_bytes"] is not None:
+            cost += f"{', ' if cost else ''}peak {'+' if cost else ''}{row['peak_bytes'] / 1e6:,.0f} MB"
+        print(
+            f"{row['op']} ({row['tokens']:,} tokens, {row['dtype']}) {row['step']}: {cost} | {row['found']}", flush=True
+        )
+        return
     if "ratio" in row:
         cost = (
             f"trace {row['trace_ms']:.0f} ms, model's own forward {row['forward_ms']:.0f} ms, ratio {row['ratio']:.3f}"
