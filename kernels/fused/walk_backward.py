@@ -48,6 +48,8 @@ class Plan(NamedTuple):
         warps: of one program.
         steps: K; steps whose states are held in registers.
         segment: steps of one program, a multiple of ``steps``.
+        hold: whether the inputs of those steps are held as well.
+        registers: of a thread, at most; 0 leaves it to the compiler.
     """
 
     per_thread: int
@@ -57,6 +59,8 @@ class Plan(NamedTuple):
     warps: int
     steps: int
     segment: int
+    hold: bool = True
+    registers: int = 0
 
 
 def _unit(x: ScanInputs) -> int:
@@ -152,6 +156,7 @@ class _Work:
         """What both walks are told."""
         x, cut, ds = self.x, self.cut, self.dstates
         b, t, h, _ = x.value.shape
+        full = not (self.unit % (cut.heads * cut.per_thread) or t % cut.steps or x.d_state != cut.states * cut.lanes)
         per_state = (x.log_decay if x.A is None else x.A).shape[-1] > 1  # type: ignore[union-attr]
         return {
             "dt_ptr": x.dt,
@@ -181,6 +186,7 @@ class _Work:
             "RESET": x.reset is not None,
             "PICKS": self.mode,
             "DY": self.dy is not None,
+            "FULL": full,
             "SEGMENT": cut.segment,
             "K": cut.steps,
             "J": cut.per_thread,
@@ -188,6 +194,7 @@ class _Work:
             "D": cut.heads,
             "L": cut.lanes,
             "num_warps": cut.warps,
+            **({"maxnreg": cut.registers} if cut.registers else {}),
         }
 
     def _entering(self) -> Tensor:
@@ -237,6 +244,7 @@ class _Work:
             INITIAL=x.initial is not None,
             ENTER=entering is not None,
             EACH=self.every,
+            HOLD=self.cut.hold,
             **self._shared(),
         )
         if da is not None:
