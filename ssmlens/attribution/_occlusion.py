@@ -111,10 +111,14 @@ def occlusion(
         width = min(window, keep.shape[1])
         if row.start is None and width == keep.shape[1] > 1:
             raise PromptError("dropping the whole prompt leaves no token: choose a shorter window or another baseline")
-        scores: Tensor = Occlusion(row.logit).attribute(
+        explainer = Occlusion(row.logit)
+        explainer.use_weights = False  # it would take the mean over windows in float32
+        total: Tensor = explainer.attribute(
             keep, sliding_window_shapes=(width,), baselines=0.0, perturbations_per_eval=row.at_once
         )
-        return scores
+        places = torch.arange(keep.shape[1], device=keep.device)
+        first, last = (places - width + 1).clamp(min=0), places.clamp(max=keep.shape[1] - width)
+        return total / (last - first + 1)
 
     return _by_rows(question, "occlusion", baseline, attribute, {"baseline": baseline, "window": window})
 
