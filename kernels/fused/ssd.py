@@ -46,15 +46,16 @@ class Scanned(NamedTuple):
 
 @triton.jit
 def _carry(
-    value_ptr, write_ptr, weight_ptr, through_ptr, initial_ptr, every_ptr, final_ptr,
-    length, heads, per_group, chunks, p_size, n_size,
+    value_ptr, write_ptr, weight_ptr, through_ptr, initial_ptr, picks_ptr, dstates_ptr, every_ptr, final_ptr,
+    length, heads, per_group, chunks, picks, p_size, n_size,
     value_b, value_t, value_h, write_b, write_t, write_g,
     L: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, REVERSE: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, HAS_PICKS: tl.constexpr, REVERSE: tl.constexpr,
     A: tl.constexpr, B: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     # One program: a (BP, BN) tile of one head's state, all chunks in order (from the last one in reverse).
     #     every[c] = state;  state = through[c] * state + (value * weight)^T @ write
+    # and, for gradients, weight * gradient of every state that was handed out (see `Picks`).
     head = tl.program_id(0) % heads
     row = (tl.program_id(0) // heads).to(tl.int64)
     p = tl.program_id(1) * BP + tl.arange(0, BP)
@@ -84,6 +85,12 @@ def _carry(
         through = tl.load(through_ptr + clock + chunk)
         weighted = tl.trans(value.to(tl.float32) * weight[:, None])
         state = dot(weighted, write, state * through, A, B, INTERPRET)
+        if HAS_PICKS:
+            for s in range(tl.load(picks_ptr + chunk), tl.load(picks_ptr + chunk + 1)):
+                at = tl.load(picks_ptr + chunks + 1 + s)
+                upstream = dstates_ptr + ((row * picks + tl.load(picks_ptr + chunks + 1 + picks + s)) * heads + head) * p_size * n_size
+                kept = tl.load(weight_ptr + clock * L + at)
+                state += kept * tl.load(upstream + tile, mask=in_tile, other=0.0).to(tl.float32)
     tl.store(final_ptr + one + tile, state, mask=in_tile)
 
 
@@ -140,7 +147,7 @@ def _outputs(
             low_i, low_j = tl.load(low_ptr + clock + later), tl.load(low_ptr + clock + earlier)
             steps += low_i[:, None] - low_j[None, :]
         # What is not causal is 0 in `alike` already; the bound keeps it from becoming 0 times infinity.
-        matrix = tl.exp2(tl.minimum(steps, 126.0)) * alike
+        matrix = tl.exp2(tl.minimum(steps, 64.0)) * alike
         if COUNT:
             forgets_i, forgets_j = tl.load(forgets_ptr + clock + later), tl.load(forgets_ptr + clock + earlier)
             start = tl.where(forgets_i == 0, start, 0.0)
@@ -153,6 +160,71 @@ def _outputs(
         y = dot(matrix, value, y, F, V, INTERPRET)
         to = y_ptr + ((row * length + begin) * heads + head) * p_size
         tl.store(to + y_at, y, mask=real & (p < p_size)[None, :])
+
+
+@triton.jit
+def _outputs_tiled(
+    value_ptr, write_ptr, read_ptr, high_ptr, low_ptr, forgets_ptr, dt_ptr, every_ptr, y_ptr,
+    length, heads, per_write, per_read, chunks, p_size, n_size,
+    value_b, value_t, value_h, write_b, write_t, write_g, read_b, read_t, read_g,
+    L: tl.constexpr, ROWS: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, TILES: tl.constexpr,
+    HAS_DT: tl.constexpr, COUNT: tl.constexpr, LOW: tl.constexpr,
+    R: tl.constexpr, W: tl.constexpr, V: tl.constexpr, F: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    # One program: ROWS tokens of one head's chunk, BP channels.
+    head = tl.program_id(0)
+    part = tl.program_id(1) % (L // ROWS)
+    chunk = tl.program_id(1) // (L // ROWS) % chunks
+    row = (tl.program_id(1) // (L // ROWS) // chunks).to(tl.int64)
+    p = tl.program_id(2) * BP + tl.arange(0, BP)
+    n = tl.arange(0, BN)
+    place = tl.arange(0, ROWS)
+    later = part * ROWS + place
+    begin = chunk.to(tl.int64) * L
+    real, in_p, in_n = (later < length - begin)[:, None], (p < p_size)[None, :], (n < n_size)[None, :]
+    read_ptr += row * read_b + begin * read_t + (head // per_read).to(tl.int64) * read_g
+    write_ptr += row * write_b + begin * write_t + (head // per_write).to(tl.int64) * write_g
+    value_ptr += row * value_b + begin * value_t + head.to(tl.int64) * value_h
+    clock = ((row * heads + head) * chunks + chunk) * L
+    read_at = read_ptr + later[:, None] * read_t + n[None, :]
+    every = every_ptr + ((row * chunks + chunk) * heads + head) * p_size * n_size + p[None, :] * n_size + n[:, None]
+    read = tl.load(read_at, mask=real & in_n, other=0.0)
+    state = tl.load(every, mask=(n < n_size)[:, None] & in_p, other=0.0)
+    y = dot(read, state, tl.zeros((ROWS, BP), dtype=tl.float32), R, F, INTERPRET)
+    for i in tl.static_range(1, TILES):
+        more = i * BN + n < n_size
+        state = tl.load(every + i * BN, mask=more[:, None] & in_p, other=0.0)
+        y = dot(tl.load(read_at + i * BN, real & more[None, :], 0.0), state, y, R, F, INTERPRET)
+    high_i = tl.load(high_ptr + clock + later)
+    start = tl.exp2(high_i)
+    if LOW:
+        low_i = tl.load(low_ptr + clock + later)
+    if COUNT:
+        forgets_i = tl.load(forgets_ptr + clock + later)
+        start = tl.where(forgets_i == 0, start, 0.0)
+    y *= start[:, None]
+    for s in range(part + 1):
+        earlier = s * ROWS + place
+        wrote = (earlier < length - begin)[:, None]
+        write_at = write_ptr + earlier[:, None] * write_t + n[None, :]
+        write = tl.load(write_at, mask=wrote & in_n, other=0.0)
+        value = tl.load(value_ptr + earlier[:, None] * value_t + p[None, :], mask=wrote & in_p, other=0.0)
+        alike = dot(read, tl.trans(write), tl.zeros((ROWS, ROWS), dtype=tl.float32), R, W, INTERPRET)
+        for i in tl.static_range(1, TILES):
+            more = (i * BN + n < n_size)[None, :]
+            late, soon = tl.load(read_at + i * BN, real & more, 0.0), tl.load(write_at + i * BN, wrote & more, 0.0)
+            alike = dot(late, tl.trans(soon), alike, R, W, INTERPRET)
+        steps = high_i[:, None] - tl.load(high_ptr + clock + earlier)[None, :]
+        if LOW:
+            steps += low_i[:, None] - tl.load(low_ptr + clock + earlier)[None, :]
+        alike *= tl.exp2(tl.where(later[:, None] >= earlier[None, :], steps, float("-inf")))
+        if COUNT:
+            alike = tl.where(forgets_i[:, None] == tl.load(forgets_ptr + clock + earlier)[None, :], alike, 0.0)
+        if HAS_DT:
+            alike *= tl.load(dt_ptr + clock + earlier)[None, :]
+        y = dot(alike, value, y, F, V, INTERPRET)
+    to = y_ptr + ((row * length + begin) * heads + head) * p_size
+    tl.store(to + later[:, None] * (heads * p_size) + p[None, :], y, mask=real & in_p)
 
 
 @triton.jit
@@ -222,7 +294,8 @@ def heads_together(x: ScanInputs, most: int) -> int:
 
 def carry(
     value: Tensor, write: Tensor, weight: Tensor, through: Tensor, initial: Tensor | None, parts: int,
-    *, dtype: torch.dtype = torch.float32, reverse: bool = False, tiles: tuple[int, int] = (64, 64), **options: Any,
+    *, dtype: torch.dtype = torch.float32, reverse: bool = False, picks: Tensor | None = None, dstates: Tensor | None = None,
+    tiles: tuple[int, int] = (64, 64), **options: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """States between chunks (b, c, h, p, n), and the one behind the last (or before the first, in reverse).
 
@@ -235,9 +308,9 @@ def carry(
     final = value.new_empty((b, h, p, n), dtype=torch.float32)
     bp, bn = (max(16, min(most, triton.next_power_of_2(size))) for most, size in zip(tiles, (p, n), strict=True))
     _carry[(b * h, triton.cdiv(p, bp), triton.cdiv(n, bn))](
-        value, write, weight, through, initial, every, final,
-        t, h, h // write.shape[2], chunks, p, n, *value.stride()[:3], *write.stride()[:3],
-        L=length, BP=bp, BN=bn, HAS_INITIAL=initial is not None, REVERSE=reverse,
+        value, write, weight, through, initial, picks, dstates, every, final,
+        t, h, h // write.shape[2], chunks, 0 if dstates is None else dstates.shape[1], p, n, *value.stride()[:3], *write.stride()[:3],
+        L=length, BP=bp, BN=bn, HAS_INITIAL=initial is not None, HAS_PICKS=picks is not None, REVERSE=reverse,
         A=parts, B=parts_of(write.dtype, parts), INTERPRET=INTERPRET, **options,
     )  # fmt: skip
     return every, final
@@ -282,7 +355,7 @@ def forward(
 
 def _read_out(
     x: ScanInputs, clock: Clocks, every: Tensor, parts: int, dtype: torch.dtype,
-    *, rows: int = 64, together: int = 4, low: bool = True, **options: Any,
+    *, rows: int = 64, together: int = 0, low: bool = True, **options: Any,
 ) -> Tensor:  # fmt: skip
     b, t, h, p = x.value.shape
     n = x.d_state
@@ -290,12 +363,14 @@ def _read_out(
     y = x.value.new_empty((b, t, h, p), dtype=dtype)
     bp = max(16, min(64, triton.next_power_of_2(p)))
     bn = max(16, min(128, triton.next_power_of_2(n)))
-    together, rows = heads_together(x, together), min(rows, length)
-    _outputs[(h // together, b * chunks * (length // rows), triton.cdiv(p, bp))](
+    rows = min(rows, length)
+    together = heads_together(x, together) if together else 0
+    kernel = _outputs if together else _outputs_tiled
+    kernel[(h // max(1, together), b * chunks * (length // rows), triton.cdiv(p, bp))](
         x.value, x.write, x.read, clock.high, clock.low, clock.forgets, clock.dt, every, y,
         t, h, h // x.write.shape[2], h // x.read.shape[2], chunks, p, n,
         *x.value.stride()[:3], *x.write.stride()[:3], *x.read.stride()[:3],
-        L=length, ROWS=rows, BP=bp, BN=bn, TILES=triton.cdiv(n, bn), TOGETHER=together,
+        L=length, ROWS=rows, BP=bp, BN=bn, TILES=triton.cdiv(n, bn), **({"TOGETHER": together} if together else {}),
         HAS_DT=x.dt is not None, COUNT=clock.forgets is not None, LOW=low,
         R=parts_of(x.read.dtype, parts), W=parts_of(x.write.dtype, parts), V=parts_of(x.value.dtype, parts), F=parts,
         INTERPRET=INTERPRET, **options,
