@@ -140,23 +140,23 @@ def _injected(
     return out
 
 
-@triton.jit(do_not_specialize=["one"])
+@triton.jit(do_not_specialize=["one", "n_segments", "per_segment"])
 def local_ends(
     dt_ptr, a_ptr, log_ptr, read_ptr, dy_ptr, reset_ptr, ds_ptr, slot_ptr, ends_ptr, decays_ptr,
-    one, length, n_segments,
+    one, length, n_segments, per_segment,
     dt_b, dt_h, a_h, a_n, log_b, log_h, log_n, read_b, read_g, read_n, dy_b, dy_h, reset_b, ds_b, ds_k, ds_h, ds_n,
     dt_t: tl.constexpr, log_t: tl.constexpr, read_t: tl.constexpr, dy_t: tl.constexpr, reset_t: tl.constexpr,
     H: tl.constexpr, N: tl.constexpr, UNIT: tl.constexpr, BLOCKS: tl.constexpr, READ_HEADS: tl.constexpr,
     KIND: tl.constexpr, RESET: tl.constexpr, PICKS: tl.constexpr, DY: tl.constexpr, FULL: tl.constexpr,
-    SEGMENT: tl.constexpr, K: tl.constexpr, J: tl.constexpr, M: tl.constexpr, D: tl.constexpr, L: tl.constexpr,
+    K: tl.constexpr, J: tl.constexpr, M: tl.constexpr, D: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
     """What leaves each segment through its start when nothing enters its end, and the decay across the segment."""
     block, segment, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     n = _states(one, M, D, L)
     heads, live, both = _heads(block, one, n, N, UNIT, BLOCKS, D, L, J)
     rates = _rates(a_ptr, a_h, a_n, heads, live, n, N, J, KIND)
-    stop = tl.minimum((segment + 1) * SEGMENT, (length + K - 1) // K * K)
-    begin = segment * SEGMENT
+    stop = tl.minimum((segment + 1) * per_segment, (length + K - 1) // K * K)
+    begin = segment * per_segment
     # Addresses of the K steps that end the segment; they move back by K steps.
     last = (stop - K).to(tl.int64)
     if KIND <= RATE_STATE:
@@ -256,12 +256,12 @@ def _step(
     return out, value, dt, log, write, keep
 
 
-@triton.jit(do_not_specialize=["one"])
+@triton.jit(do_not_specialize=["one", "n_segments", "per_segment"])
 def walk_back(
     value_ptr, dt_ptr, a_ptr, log_ptr, write_ptr, read_ptr, dy_ptr, reset_ptr, ds_ptr, slot_ptr,
     initial_ptr, bounds_ptr, enter_ptr,
     dvalue_ptr, ddt_ptr, da_ptr, dlog_ptr, dwrite_ptr, dread_ptr, dinitial_ptr,
-    one, length, n_segments, n_bounds,
+    one, length, n_segments, per_segment, n_bounds,
     value_b, value_h, dt_b, dt_h, a_h, a_n, log_b, log_h, log_n,
     write_b, write_g, write_n, read_b, read_g, read_n, dy_b, dy_h, reset_b, ds_b, ds_k, ds_h, ds_n,
     value_t: tl.constexpr, dt_t: tl.constexpr, log_t: tl.constexpr, write_t: tl.constexpr, read_t: tl.constexpr,
@@ -270,7 +270,7 @@ def walk_back(
     WRITE_HEADS: tl.constexpr, READ_HEADS: tl.constexpr,
     KIND: tl.constexpr, DT: tl.constexpr, RESET: tl.constexpr, PICKS: tl.constexpr, DY: tl.constexpr,
     INITIAL: tl.constexpr, ENTER: tl.constexpr, FULL: tl.constexpr, HOLD: tl.constexpr,
-    SEGMENT: tl.constexpr, EACH: tl.constexpr, K: tl.constexpr,
+    EACH: tl.constexpr, K: tl.constexpr,
     J: tl.constexpr, M: tl.constexpr, D: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one segment: K steps forward with their states in registers, the same steps back, and so on.
@@ -299,8 +299,8 @@ def walk_back(
             da += (tl.zeros((L, D, 1), dtype=tl.float32),)
     if RESET:
         reset_ptr += b * reset_b
-    stop = tl.minimum((segment + 1) * SEGMENT, (length + K - 1) // K * K)
-    for i in range((stop - segment * SEGMENT) // K):
+    stop = tl.minimum((segment + 1) * per_segment, (length + K - 1) // K * K)
+    for i in range((stop - segment * per_segment) // K):
         start = stop - (i + 1) * K
         far = start.to(tl.int64)
         value_places = _places(value_ptr + b * value_b + far * value_t, value_h, 0, heads, 0, J)
