@@ -6,8 +6,8 @@
 For every op the numbers that were timed are first compared with the float64 loop of `naive`; a wrong result
 ends the program before any time is printed. Then: median and best of repeated runs after a warm-up, peak memory
 beyond the inputs, and the share of the time that reading every input and writing every output once would take
-at this machine's measured copy speed. ``trace`` times a whole traced model against its own forward; ``million`` traces a
-million tokens and asks for their memory, see `bench_million`.
+at this machine's measured copy speed. ``trace`` times a whole traced model against its own forward; ``million``
+traces a million tokens and measures what they left behind, see `bench_million`.
 """
 
 from __future__ import annotations
