@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmlens.attribution._check import check
 from ssmlens.attribution._forward import EXACT, Network, Rules
 from ssmlens.attribution.result import Attribution, completeness
 from ssmlens.attribution.targets import Position, Target, positions, target_ids
@@ -72,7 +73,7 @@ class Question:
             completeness_error=error if complete else torch.full_like(error, torch.nan),
             tokens=self.batch.tokens,
             method=method,
-            position=self.positions,
+            position=self.positions.to(scores.device),
             settings={**self.settings, **options},
         )
 
@@ -90,13 +91,13 @@ def ask(
     Raises:
         PromptError: when the prompt, the target or the position is none.
         UnsupportedModelError: when the model has layers without a recurrence.
-        ReconstructionError: when the recomputed logits are not the model's.
+        ReconstructionError: when a recomputed layer is not the model's.
     """
     batch = prepare(prompt, lens.tokenizer, lens.vocab_size, attention_mask)
     where = positions(position, batch.lengths)
     wanted = target_ids(target, len(batch.ids), lens.vocab_size, lens.tokenizer)
     network = Network(lens)
-    error = network.check(batch, where, rules)
+    checked = check(network, batch, where, rules)
     settings = {
         "model": lens.name,
         "fingerprint": lens.fingerprint,
@@ -104,7 +105,7 @@ def ask(
         "device": str(lens.device),
         "position": position.tolist() if isinstance(position, Tensor) else position,
         "target": "top token" if target is None else target.tolist() if isinstance(target, Tensor) else target,
-        "logit_error": error,
+        **checked,
     }
     return Question(network, batch, network.embed(batch.ids), where, wanted, settings)
 

@@ -1,15 +1,14 @@
 """The engine of every gradient method: the model from embeddings to one logit per row, and its gradient.
 
 The forward is recomputed from the model's weights (`_mixers`), so that each factor can be made a constant without
-touching the model, and is held against the model's own logits before anything is handed out. Long prompts are cut
-into pieces of time: the first pass keeps what the mixers carry from piece to piece, the second goes back through the
-pieces and recomputes each. Memory then grows with the number of pieces, not with their activations.
+touching the model, and is held against the model's own layers (`_check`) before anything is handed out. Long prompts
+are cut into pieces of time: the first pass keeps what the mixers carry from piece to piece, the second goes back
+through the pieces and recomputes each. Memory then grows with the number of pieces, not with their activations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmlens.attribution._mixers import Carry, Mixer, Rules, normalise
-from ssmlens.errors import ReconstructionError, UnsupportedModelError
-from ssmlens.exact import KeepFloat64
+from ssmlens.errors import UnsupportedModelError
 from ssmlens.kernels.inputs import compute_dtype
 from ssmlens.lens import Lens
 from ssmlens.models import FAMILIES
-from ssmlens.prompt import Batch
-from ssmlens.quiet import quiet_transformers
 
-__all__ = ["EXACT", "FROZEN", "LOGIT_TOLERANCE", "LRP", "Gradient", "Network", "Rules"]
+__all__ = ["EXACT", "FROZEN", "LRP", "Gradient", "Network", "Rules"]
 
 EXACT = Rules()
 """The model's own gradient."""
@@ -36,13 +32,6 @@ FROZEN = Rules(norm="freeze", activation="freeze", routing="freeze", gate="freez
 
 LRP = Rules(norm="freeze", activation="freeze", routing="freeze", gate="half")
 """MambaLRP (Jafari et al. 2024): as `FROZEN`, but the gate's branch gets half of what passes the gate."""
-
-LOGIT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 2e-2}
-"""Largest difference between recomputed and own logits, relative to the largest own logit. The model rounds every
-layer's results to its dtype and the engine, which computes at least in float32, does not."""
-
-CHECKED_TOKENS = 512
-"""Rows times length on which the logits are held against the model's own, whose scans are slow."""
 
 PIECE_BYTES = 512 * 2**20
 """About what the activations of one piece of time may take."""
@@ -237,44 +226,6 @@ class Network:
             leaves += own.values()
             blocks.append(_Block(block.weight, block.eps, block.mixer.with_biases(own)))
         return blocks, leaves
-
-    @torch.no_grad()
-    def check(self, batch: Batch, positions: Tensor, rules: Rules = EXACT) -> float:
-        """How far the recomputed logits are from the model's own, relative to the largest, over a prefix.
-
-        Args:
-            batch: the prompt; compared are its first 512 tokens (rows times length).
-            positions: (b,) where logits are read, or the last one before them that the prefix holds.
-            rules: with which the logits are recomputed.
-
-        Raises:
-            ReconstructionError: when it exceeds `LOGIT_TOLERANCE`, or is NaN.
-        """
-        rows = min(len(batch.ids), CHECKED_TOKENS)
-        length = max(1, min(batch.ids.shape[1], CHECKED_TOKENS // rows))
-        ids, where = batch.ids[:rows, :length].to(self.lens.device), positions[:rows].clamp(max=length - 1)
-        ours = self.last_logits(self.embed(ids), where, rules).double()
-        theirs = self._own_logits(ids, where.to(ids.device)).double()
-        error = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
-        limit = LOGIT_TOLERANCE[self.lens.dtype]
-        if not error <= limit:
-            raise ReconstructionError(
-                f"the recomputed logits differ from the model's own by {error:.1e} of the largest, above the tolerance "
-                f"{limit:.0e} for {str(self.lens.dtype).removeprefix('torch.')}: an attribution would not describe it"
-            )
-        return error
-
-    def _own_logits(self, ids: Tensor, positions: Tensor) -> Tensor:
-        model: Any = self.lens.model
-        with ExitStack() as stack:
-            stack.enter_context(quiet_transformers())
-            if self.lens.dtype == torch.float64:
-                stack.enter_context(KeepFloat64())
-            # Padding on the right reaches no earlier token, so no mask is needed; only rows that are read get a head.
-            hidden = model.base_model(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
-            picked = hidden[torch.arange(len(ids), device=ids.device), positions]
-            logits: Tensor = model.lm_head(picked.to(model.lm_head.weight.dtype))
-            return logits
 
 
 def _join(parts: Sequence[Gradient]) -> Gradient:

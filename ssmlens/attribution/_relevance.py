@@ -47,6 +47,6 @@ def relevance(
     Raises:
         PromptError: when the prompt, the target or the position is none.
         UnsupportedModelError: when a layer is no Mamba mixer, or an activation is not 0 at 0.
-        ReconstructionError: when the recomputed logits are not the model's.
+        ReconstructionError: when a recomputed layer is not the model's.
     """
     return conserved("relevance", LRP, lens, prompt, target, position, attention_mask)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssmlens.attribution._check import check
 from ssmlens.attribution._common import Prompt
 from ssmlens.attribution._forward import FROZEN, Network
 from ssmlens.attribution._mixers import Factors
@@ -120,7 +121,7 @@ def residual_parts(
             f"the parts of {b} x {t} tokens at {len(network.blocks) + 1} places take {size / 1e9:.1f} GB, above the "
             f"limit of {limit / 1e9:.1f} GB: shorten the prompt, raise limit=, or use decompose for single logits"
         )
-    network.check(batch, batch.lengths - 1, FROZEN)
+    check(network, batch, batch.lengths - 1, FROZEN)
     x = network.embed(batch.ids)
     real = _real(batch.lengths, x)
     parts = torch.diag_embed(x.masked_fill(~real[..., None], 0).permute(0, 2, 1)).permute(0, 2, 3, 1).contiguous()

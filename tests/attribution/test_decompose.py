@@ -40,6 +40,8 @@ def test_terms_are_those_of_autograd_through_loops(family: str, config: dict[str
         assert found.target.item() == chosen
         assert found.completeness_error.item() <= EXACT
         assert found.settings["logit_error"] <= EXACT
+        assert found.settings["layer_error"] <= EXACT
+        assert found.settings["checked_tokens"] == "all"
 
 
 @pytest.mark.parametrize(("family", "config"), CASES)
@@ -145,7 +147,7 @@ def test_a_model_that_differs_from_its_weights_is_refused() -> None:
     model = checkpoints.mamba1()
     lens = ssmlens.load(model)
     model.backbone.layers[1].register_forward_hook(lambda module, args, output: output * 1.01)
-    with pytest.raises(ReconstructionError, match=r"differ from the model's own by"):
+    with pytest.raises(ReconstructionError, match=r"layer 1 recomputed from the weights: 1.0e-02 of the largest"):
         decompose(lens, IDS)
 
 
