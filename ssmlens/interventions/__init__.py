@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from ssmlens.interventions._ablate import HOWS, PARTS, ablate
 from ssmlens.interventions._knockout import DECAYS, PATHS, knockout
+from ssmlens.interventions._lenses import LensReading, logit_lens, tuned_lens
 from ssmlens.interventions._metric import METRICS
 from ssmlens.interventions._patch import READS, Noise, patch
 from ssmlens.interventions._patching import Patching
+from ssmlens.interventions._rome import RomeEdit, rome, second_moment
 from ssmlens.interventions._sites import KINDS, Site
 from ssmlens.interventions._steer import METHODS, StateEdit, Steered, steer
+from ssmlens.interventions._train_lens import train_translators
+from ssmlens.interventions._translators import Translators
 
 __all__ = [
-    "DECAYS", "HOWS", "KINDS", "METHODS", "METRICS", "PARTS", "PATHS", "READS", "Noise", "Patching", "Site",
-    "StateEdit", "Steered", "ablate", "knockout", "patch", "steer",
+    "DECAYS", "HOWS", "KINDS", "METHODS", "METRICS", "PARTS", "PATHS", "READS", "LensReading", "Noise", "Patching",
+    "RomeEdit", "Site", "StateEdit", "Steered", "Translators", "ablate", "knockout", "logit_lens", "patch", "rome",
+    "second_moment", "steer", "train_translators", "tuned_lens",
 ]  # fmt: skip

@@ -95,7 +95,7 @@ def run(lens: Lens, batch: Batch, changes: Changes, *, gradients: bool = False, 
     extra = {"attention_mask": batch.mask.to(lens.device)} if batch.padded else {}
     with (
         tapping(mixers, on_scan) if mixers else nullcontext() as tap,
-        nullcontext() if gradients else torch.no_grad(),
+        torch.enable_grad() if gradients else torch.no_grad(),
         quiet_transformers(),
         ExitStack() as stack,
     ):

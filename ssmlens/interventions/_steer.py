@@ -181,14 +181,14 @@ def _no_cache(lens: Lens, beyond: bool) -> str:
     """Why the model's cache cannot serve; empty when it can."""
     if beyond:
         return "cannot edit at generated tokens"
-    low, high = getattr(lens.model.config, "time_step_limit", (0.0, float("inf")))  # type: ignore[misc]
+    low, high = getattr(lens.model.config, "time_step_limit", (0.0, float("inf")))
     if low > 0 or high < float("inf"):
         return "would differ from a whole pass, because the model's own single step does not limit dt"
     return ""
 
 
 def _n_heads(lens: Lens, layer: int) -> int:
-    return int(lens._mixers[layer][1].A_log.shape[0])  # type: ignore[union-attr, operator, index]
+    return int(lens._mixers[layer][1].A_log.shape[0])  # type: ignore[index]
 
 
 def _steps(edits: list[StateEdit], prompt: int, total: int, read: str) -> list[list[int]]:

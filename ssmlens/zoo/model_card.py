@@ -97,6 +97,31 @@ def _data(log: dict[str, Any]) -> str:
     )
 
 
+def _tuned(log: dict[str, Any]) -> str:
+    """What the tuned lens that ships with the model gains over the logit lens; empty when none was trained."""
+    found = log.get("tuned_lens")
+    if not found:
+        return ""
+    rows = [
+        (k, f"{plain:.3f}", f"{tuned:.3f}")
+        for k, (plain, tuned) in enumerate(zip(found["logit_lens"], found["tuned_lens"]))
+    ]
+    return f"""## Tuned lens
+
+`tuned_lens.safetensors` holds one affine map per layer, the identity plus rank {found["rank"]}, trained to read the
+final prediction off the residual stream entering the layer. Divergence KL(final || lens) in nats, mean over
+{found["held_out_tokens"]:,} tokens of the held-out documents:
+
+{_table(("entering layer", "logit lens", "tuned lens"), rows)}
+
+{found["steps"]} steps of {found["rows"]} x {found["length"]} tokens of the training text ({found["tokens"]:,}), Adam at
+{found["rate"]:g}, seed {found["seed"]}, {found["seconds"]:.0f} s on a {found["environment"]["device"]}
+(torch {found["environment"]["torch"]}); stored and measured as {found["dtype"]}.
+Train it again: `python -m ssmlens.zoo.tuned {log["name"]} --pack DIR`.
+
+"""
+
+
 def _english(log: dict[str, Any], baseline: dict[str, Any], notices: str) -> str:
     scores, ngram = log["bits_per_byte"], baseline["bits_per_byte"]
     rows = [(g, f"{scores[g]:.3f}", f"{ngram[g]:.3f}", f"{scores[g] - ngram[g]:+.3f}") for g in scores]
@@ -139,7 +164,7 @@ once more. The whole value is the model's first choice in {_percent(recall["accu
 
 {pairs}
 
-## Samples
+{_tuned(log)}## Samples
 
 Temperature 0.8, the 40 likeliest tokens, seed set before each; the prompt in bold.
 
