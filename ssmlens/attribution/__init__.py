@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from ssmlens.attribution._decompose import decompose
     from ssmlens.attribution._occlusion import feature_ablation, occlusion
     from ssmlens.attribution._relevance import relevance
+    from ssmlens.attribution._rollout import hidden_row, mamba_attribution, rollout
+    from ssmlens.attribution._unified import UnifiedAttention, unified
     from ssmlens.attribution.gradients import gradient_shap, gradient_x_input, integrated_gradients, smoothgrad
     from ssmlens.attribution.residuals import LogitParts, ResidualParts, residual_parts
     from ssmlens.attribution.result import Attribution
@@ -25,13 +27,18 @@ _HOME = {
     "contributions": "_contributions",
     "decompose": "_decompose",
     "feature_ablation": "_occlusion",
+    "UnifiedAttention": "_unified",
     "gradient_shap": "gradients",
     "gradient_x_input": "gradients",
+    "hidden_row": "_rollout",
     "integrated_gradients": "gradients",
+    "mamba_attribution": "_rollout",
     "occlusion": "_occlusion",
     "relevance": "_relevance",
     "residual_parts": "residuals",
+    "rollout": "_rollout",
     "smoothgrad": "gradients",
+    "unified": "_unified",
 }
 
 __all__ = [
@@ -40,16 +47,21 @@ __all__ = [
     "Contributions",
     "LogitParts",
     "ResidualParts",
+    "UnifiedAttention",
     "contributions",
     "decompose",
     "feature_ablation",
     "gradient_shap",
     "gradient_x_input",
+    "hidden_row",
     "integrated_gradients",
+    "mamba_attribution",
     "occlusion",
     "relevance",
     "residual_parts",
+    "rollout",
     "smoothgrad",
+    "unified",
 ]
 
 

@@ -37,7 +37,7 @@ from ssmlens.kernels import contributions as kernel
 from ssmlens.kernels.contributions import Terms
 from ssmlens.trace import MixerTrace
 
-__all__ = ["RULES", "Contributions", "contributions"]
+__all__ = ["PLACES", "RULES", "Contributions", "contributions", "gate_of"]
 
 RULES = ("gate", "silu", "tangent", "none")
 """How `contributions` shares out the activation behind the convolution."""
@@ -187,12 +187,12 @@ def contributions(mixer: MixerTrace, rule: str = "gate") -> Contributions:
     """
     if rule not in RULES:
         raise SsmlensError(f"unknown rule {rule!r}: choose one of {', '.join(RULES)}")
-    if mixer.family not in _PLACES:
-        raise UnsupportedModelError(f"contributions need a mixer of {' or '.join(_PLACES)}, not {mixer.family!r}")
+    if mixer.family not in PLACES:
+        raise UnsupportedModelError(f"contributions need a mixer of {' or '.join(PLACES)}, not {mixer.family!r}")
     rec = mixer.recurrence
     with torch.no_grad():
         # The gate first: it says in one sentence when the weights are missing.
-        gate, weights = _gate(mixer), {k: x.detach().to(rec.dtype) for k, x in mixer.parameters.items()}
+        gate, weights = gate_of(mixer), {k: x.detach().to(rec.dtype) for k, x in mixer.parameters.items()}
         sources, bias_value = _sources(mixer, rule)
         real = rec.real
         terms = Terms(
@@ -214,11 +214,11 @@ def contributions(mixer: MixerTrace, rule: str = "gate") -> Contributions:
         )
 
 
-# Where the rows of in_proj that feed the convolution's value channels start, in units of d_inner.
-_PLACES = {"mamba1": 0, "mamba2": 1}
+PLACES = {"mamba1": 0, "mamba2": 1}
+"""Where the rows of in_proj that feed the convolution's value channels start, in units of d_inner."""
 
 
-def _gate(mixer: MixerTrace) -> Tensor:
+def gate_of(mixer: MixerTrace) -> Tensor:
     """What the scan's output is multiplied with before the output projection, (b, t, e)."""
     gate = F.silu(mixer.gate.detach().to(mixer.recurrence.dtype))
     if mixer.family == "mamba1":
@@ -236,7 +236,7 @@ def _sources(mixer: MixerTrace, rule: str) -> tuple[Tensor, Tensor | None]:
     if rule == "none":
         return rec.value.detach().to(dtype).flatten(2)[:, None], None
     inner = rec.n_heads * rec.head_dim
-    rows = slice(_PLACES[mixer.family] * inner, (_PLACES[mixer.family] + 1) * inner)
+    rows = slice(PLACES[mixer.family] * inner, (PLACES[mixer.family] + 1) * inner)
 
     def weight(name: str, rows: slice) -> Tensor | None:
         found = mixer.parameters.get(name)
