@@ -24,14 +24,16 @@ SHAPES = (
     {"h": 6, "p": 1, "g": 1, "n": 16},
     {"h": 6, "p": 2, "g": 2, "n": 3, "read_groups": 3},
     {"h": 5, "p": 1, "g": 5, "n": 1},
+    {"h": 6, "p": 1, "g": 2, "n": 9, "read_groups": 1},
 )
 CASES = [
-    *(Case(t=t, decay=d, reset=t == 37, **s) for t in (1, 37) for d in DECAYS for s in SHAPES),
-    *(Case(t=t, decay="dt*A state", **SHAPES[0]) for t in (63, 64, 65)),
-    *(Case(t=36, decay=decay, scale=scale, **SHAPES[0]) for decay in DECAYS for scale in (1e-6, 50.0)),
+    *(Case(t=37, decay=d, reset=i % 2 == 0, b=1, **s) for i, s in enumerate(SHAPES) for d in DECAYS),
+    *(Case(t=1, decay=d, b=1, **SHAPES[0]) for d in DECAYS),
+    *(Case(t=t, decay="dt*A state", b=1, **SHAPES[0]) for t in (63, 64, 65)),
+    *(Case(t=20, decay=decay, scale=scale, b=1, **SHAPES[0]) for decay in DECAYS for scale in (1e-6, 50.0)),
 ]
 # Several blocks of tokens and of heads even where the case is small.
-SMALL = Tuning(tokens=16, heads=4, channels=16)
+SMALL = Tuning(tokens=16, heads=4, channels=64)
 
 
 @functools.cache
@@ -53,7 +55,7 @@ def true_distance(matrix: torch.Tensor, t: int) -> torch.Tensor:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_lines_equal_the_loops_matrix(case: Case, tuning: Tuning | None):
     x, true = on_device(make(case, torch.float32)), truth(case)
-    for at in sorted({0, case.t // 2, case.t - 1}) if tuning else [case.t - 1]:
+    for at in [case.t // 2] if tuning else [0, case.t - 1]:
         row, column = lines.row(x, at, tuning).cpu(), lines.column(x, at, tuning).cpu()
         assert row.dtype == column.dtype == torch.float32
         assert relative_error(row, true[:, :, at]) < TOLERANCE
@@ -62,7 +64,7 @@ def test_lines_equal_the_loops_matrix(case: Case, tuning: Tuning | None):
         assert not column[..., :at].any()
 
 
-@pytest.mark.parametrize("case", CASES[::3], ids=str)
+@pytest.mark.parametrize("case", CASES[::4], ids=str)
 def test_distances_of_chosen_rows(case: Case):
     x, true = on_device(make(case, torch.float32)), truth(case)
     rows = [case.t - 1, 0, case.t // 2]
