@@ -1,7 +1,8 @@
 """Single rows and columns of the implicit attention, at linear cost and memory (no delta rule).
 
 Sums of log-decays start at the row (or column) itself and run outward, in float64: no difference is
-taken, so the nearest entries are as exact as the furthest.
+taken, so the nearest entries are as exact as the furthest. On a CPU a walk outward over blocks of steps first
+finds where everything has underflowed: beyond it a line is zero, and typically that is nearly all of a long one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ __all__ = ["column", "distance", "row"]
 
 # Elements of one (b, h, n, t) block of exponentials.
 _CPU_BLOCK, _GPU_BLOCK = 2**21, 2**27
+
+# Tokens of one step of the search for what has not underflowed.
+_STRIDE = 512
 
 
 def row(inputs: ScanInputs, t: int) -> Tensor:
@@ -66,24 +70,50 @@ def _head_blocks(x: ScanInputs) -> Iterator[ScanInputs]:
 
 def _row(x: ScanInputs, t: int) -> Tensor:
     """The row from the sums over s+1 .. t, taken backwards from t."""
-    before = x.slice(0, t + 1)
+    start = t + 1 - _reach(x, t, outward=-1)
+    before = x.slice(start, t + 1)
     # Shifted by one: the decay at t acts on s = t - 1, and nothing acts on s = t.
     kept = _decay_from(before, lambda z: torch.nn.functional.pad(z[..., 1:].flip(-1), (1, 0)).cumsum(-1).flip(-1))
-    weight = before.read[:, t].to(x.dtype)[..., None] * before.write.permute(0, 2, 3, 1)  # (b, g, n, s)
+    weight = before.read[:, -1].to(x.dtype)[..., None] * before.write.permute(0, 2, 3, 1)  # (b, g, n, s)
     line = _contract(kept, weight, x.n_heads)
     if before.dt is not None:
         line = line * before.dt.transpose(1, 2)
-    return torch.nn.functional.pad(line, (0, x.length - t - 1))
+    return torch.nn.functional.pad(line, (start, x.length - t - 1))
 
 
 def _column(x: ScanInputs, s: int) -> Tensor:
-    after = x.slice(s, x.length)
+    stop = s + _reach(x, s, outward=1)
+    after = x.slice(s, stop)
     kept = _decay_from(after, lambda z: torch.nn.functional.pad(z[..., 1:], (1, 0)).cumsum(-1))
     weight = after.write[:, 0].to(x.dtype)[..., None] * after.read.permute(0, 2, 3, 1)
     line = _contract(kept, weight, x.n_heads)
     if after.dt is not None:
         line = line * after.dt[:, 0, :, None]
-    return torch.nn.functional.pad(line, (s, 0))
+    return torch.nn.functional.pad(line, (s, x.length - stop))
+
+
+def _reach(x: ScanInputs, at: int, outward: int) -> int:
+    """Entries of a line, counted from ``at``, after which every decay is exactly 0 in the compute dtype."""
+    most = at + 1 if outward < 0 else x.length - at
+    if x.value.is_cuda or most <= 2 * _STRIDE:
+        return most
+    underflow = -150.0 if x.dtype == torch.float32 else -1080.0
+    halvings: Tensor | None = None
+    # The decay at ``at`` itself acts on a row but not on a column; one step more or less is no matter here, as long
+    # as no step is counted that has not been passed.
+    for passed in range(1, most - _STRIDE, _STRIDE):
+        first = at - passed + 1 - _STRIDE if outward < 0 else at + passed
+        steps = x.slice(first, first + _STRIDE)
+        if steps.log_decay is not None:
+            block = split_forgets(steps.log_decay.detach(), None)[0].sum(1)  # (b, h, 1 | n)
+        else:
+            assert steps.dt is not None
+            assert steps.A is not None
+            block = steps.dt.detach().sum(1, dtype=torch.float64)[..., None] * base2(steps.A.detach()).double()
+        halvings = block if halvings is None else halvings + block
+        if halvings.amax() < underflow:
+            return passed + _STRIDE
+    return most
 
 
 def _decay_from(x: ScanInputs, accumulate: Callable[[Tensor], Tensor]) -> Tensor:

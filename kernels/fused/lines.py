@@ -177,4 +177,5 @@ def _tuned(x: ScanInputs, wide: bool) -> Tuning:
         while g > 1 and heads > 8 and (x.n_heads // g) % heads:
             heads //= 2
     tokens = min(2048 // heads, max(16, triton.next_power_of_2(x.length)))
-    return Tuning(tokens=tokens, heads=heads)
+    # A log-decay of every state is read and summed anew for each: four at once fit into registers.
+    return Tuning(tokens=tokens, heads=heads, unroll=8 if x.log_decay is None else 4)

@@ -11,7 +11,7 @@ from scan_cases import DECAYS, Case, make, relative_error
 from tolerances import TOL
 
 from ssmlens.attention import ImplicitAttention
-from ssmlens.kernels import attention, attention_mass, naive
+from ssmlens.kernels import attention, attention_lines, attention_mass, naive
 from ssmlens.kernels.inputs import ScanInputs
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -170,3 +170,21 @@ def test_the_operator_has_both():
             call()
     with pytest.raises(IndexError, match="position 12"):
         view.topk(1, rows=[12])
+
+
+@pytest.mark.parametrize("scale", [0.02, 2.0])
+@pytest.mark.parametrize("decay", DECAYS)
+def test_a_line_stops_where_everything_has_underflowed(decay: str, scale: float, monkeypatch: pytest.MonkeyPatch):
+    x = make(Case(t=400, decay=decay, scale=scale, h=3, g=1, reset=True, b=1), torch.float32)
+    lines = [f(x, k) for f in (attention.row, attention.column) for k in (0, 200, 399)]
+    distance = attention.distance(x, [399])
+    reached = []
+    reach = attention_lines._reach
+    monkeypatch.setattr(attention_lines, "_STRIDE", 16)
+    monkeypatch.setattr(attention_lines, "_reach", lambda *a, **k: reached.append(reach(*a, **k)) or reached[-1])
+    cut = [f(x, k) for f in (attention.row, attention.column) for k in (0, 200, 399)]
+    for found, whole in zip(cut, lines, strict=True):
+        assert relative_error(found, whole) < 1e-6
+    assert relative_error(attention.distance(x, [399]), distance) < 1e-6
+    if scale == 2.0:
+        assert max(reached) < 300
