@@ -63,8 +63,8 @@ def check(network: Network, batch: Batch, positions: Tensor, rules: Rules) -> di
         place = "the embeddings" if at == 0 else f"layer {at - 1}" if at < len(own) else "the logits"
         dtype = str(network.lens.dtype).removeprefix("torch.")
         raise ReconstructionError(
-            f"{place} recomputed from the weights: {errors[at]:.1e} of the largest entry away from the model's own, above "
-            f"the tolerance {limit:.0e} for {dtype}, so an attribution would not describe the model"
+            f"{place} recomputed from the weights: {errors[at]:.1e} of the largest entry away from the model's own, "
+            f"above the tolerance {limit:.0e} for {dtype}, so an attribution would not describe the model"
         )
     whole = relative_error(network.last_logits(x, where, rules), theirs)
     checked = "all" if rows * length == batch.ids.numel() else rows * length

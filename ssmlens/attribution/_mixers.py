@@ -187,7 +187,8 @@ class Mixer:
         kernel = self.weights["conv1d.weight"][:, 0]
         c = _causal(before, tail, kernel)
         bias = self._bias("conv1d.bias")
-        last = torch.cat([tail, before], 1)[:, before.shape[1] :] if tail.shape[1] else tail
+        # A clone: a view would keep the whole piece of time alive.
+        last = torch.cat([tail, before[:, -tail.shape[1] :]], 1)[:, -tail.shape[1] :].clone() if tail.shape[1] else tail
         return (c if bias is None else c + bias), last
 
     def _act(self, c: Tensor) -> Tensor:
