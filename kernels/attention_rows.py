@@ -100,7 +100,9 @@ class Boundary:
 
     def falling(self, left: int, right: int) -> Tensor:
         """Sources ``left`` to ``right``: dt and write times the decay to the boundary, (b, h, n, right - left)."""
-        return self._kept(left, right) * _to_heads(self.write[..., left:right], self.risen.shape[1])
+        write = _to_heads(self.write[..., left:right], self.risen.shape[1])
+        kept = self._kept(left, right)
+        return kept * write if kept.shape[2] < write.shape[2] else _times(kept, write)
 
     def far(self) -> Tensor:
         """The rows left of the block, (b, h, rows, start)."""
@@ -115,11 +117,11 @@ class Boundary:
         """Decay from sources to the boundary times dt, (b, h, m, right - left)."""
         forgets = None if self.forgets is None else self.forgets[..., left:right]
         kept = _decay(self.past[..., left:right], self.rate, forgets, self.risen.dtype)
-        return kept if self.gain is None else kept * self.gain[..., left:right]
+        return kept if self.gain is None else _times(kept, self.gain[..., left:right])
 
 
 def _steps(x: ScanInputs) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Base-2 log-decays (b, h, 1 | m, t) in float64 before the rate, the rate (h, m, 1), and what forgets; time last."""
+    """Base-2 log-decays (b, h, 1 | m, t) in float64 before the rate, the rate (h, m, 1), and what forgets."""
     reset = None if x.reset is None else x.reset[:, :, None, None]
     if x.log_decay is None:
         assert x.dt is not None
@@ -138,9 +140,14 @@ def _later(x: Tensor) -> Tensor:
 def _decay(steps: Tensor, rate: Tensor | None, forgets: Tensor | None, dtype: torch.dtype) -> Tensor:
     """2 to the power of summed steps, exactly 0 where something forgets."""
     kept = steps.to(dtype)
-    kept = (kept if rate is None else kept * rate).exp2()
+    kept = kept.exp2() if rate is None else (kept * rate).exp2_()
     # Not as an exponent: inf * 0 is NaN where the rate is 0.
     return kept if forgets is None else kept * ~forgets
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """x * factor, in x's own memory where no gradient needs x."""
+    return x * factor if x.requires_grad or factor.requires_grad else x.mul_(factor)
 
 
 def _to_heads(x: Tensor, n_heads: int) -> Tensor:
