@@ -132,7 +132,7 @@ def rome(
     if steps < 1 or not rate > 0 or not clamp > 0 or not ridge >= 0 or kl_weight < 0 or weight_decay < 0:
         raise SsmlensError("steps, rate and clamp are above 0; kl_weight, weight_decay and ridge at least 0")
     ids = _one(lens, prompt, "prompt")
-    wanted = [int(target)] if isinstance(target, int) else _one(lens, target, "target")
+    wanted = _one(lens, [target] if isinstance(target, int) else target, "target")
     position = _position(lens, ids, subject)
     fronts = [[], *(_one(lens, p, "a prefix") for p in prefixes)]
     rows = [[*front, *ids, *wanted[:-1]] for front in fronts]
