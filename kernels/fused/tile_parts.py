@@ -53,8 +53,9 @@ def rates(rate_ptr, n, KIND: tl.constexpr):
 
 
 @triton.jit
-def read_rows(read_ptr, i, n, length, n_states, read_t, read_n):
-    known = (i < length)[:, None] & (n < n_states)[None, :]
+def read_rows(read_ptr, i, n, length, n_states, read_t, read_n, allowed=True):
+    # 0 where not allowed, a condition on rows or on rows and states.
+    known = (i < length)[:, None] & (n < n_states)[None, :] & allowed
     return tl.load(read_ptr + i.to(tl.int64)[:, None] * read_t + n[None, :] * read_n, mask=known, other=0.0).to(
         tl.float32
     )
@@ -106,7 +107,8 @@ def rising(rise_ptr, count_ptr, i, n, rate, n_states, padded, KIND: tl.constexpr
     # Decay from the start of the block to rows i.
     kept = decay(_row_table(rise_ptr, i, n, n_states, padded, KIND == 2), rate[None, :], KIND)
     if COUNT:
-        kept = tl.where(_row_table(count_ptr, i, n, n_states, padded, KIND == 2) == 0, kept, 0.0)
+        # A product: Triton 3.6 cannot bring the condition itself into the layout of a matrix unit's operand.
+        kept *= tl.where(_row_table(count_ptr, i, n, n_states, padded, KIND == 2) == 0, 1.0, 0.0)
     return kept
 
 
@@ -141,16 +143,6 @@ def _high(x):
 
 
 @triton.jit
-def _cut(x):
-    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _round(x):
-    return (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def product(u, v, PRECISION: tl.constexpr):
     # u @ v of float32 on tf32 units: high and low parts of both, low @ low left out (2^-22 of the product).
     # The smallest come first. Triton's own "tf32x3" also filters NaN, at the price of a pass over the tile.
@@ -159,17 +151,12 @@ def product(u, v, PRECISION: tl.constexpr):
         tile = tl.dot(u - high, top, input_precision="tf32")
         tile = tl.dot(high, v - top, tile, input_precision="tf32")
         return tl.dot(high, top, tile, input_precision="tf32")
-    elif PRECISION == "cut":
-        high, top = _cut(u), _cut(v)
-        tile = tl.dot(_round(u - high), top, input_precision="tf32")
-        tile = tl.dot(high, _round(v - top), tile, input_precision="tf32")
-        return tl.dot(high, top, tile, input_precision="tf32")
     else:
         return tl.dot(u, v, input_precision=PRECISION)
 
 
 @triton.jit
-def _level(
+def level_tile(
     read_ptr, write_ptr, rate_ptr, rise_ptr, rest_ptr, gain_ptr, count_ptr, first, length, n_states, padded,
     read_t, read_n, write_t, write_n,
     KIND: tl.constexpr, GAIN: tl.constexpr, COUNT: tl.constexpr,
@@ -211,7 +198,7 @@ def _level(
                 _column_table(count_ptr, i, n, n_states, padded, STATES)
                 == _column_table(count_ptr, edge, n, n_states, padded, STATES)
             )
-        u = tl.where(allowed, u * read_rows(read_ptr, i, n, length, n_states, read_t, read_n), 0.0)
+        u *= read_rows(read_ptr, i, n, length, n_states, read_t, read_n, allowed)
         if GAIN:
             v *= tl.load(gain_ptr + i)[None, :]
         v = tl.where(open_, v * write_columns(write_ptr, i, n, length, n_states, write_t, write_n), 0.0)
@@ -231,7 +218,7 @@ def nested(
     out = tl.zeros([BLOCK, BLOCK], tl.float32)
     for level in tl.static_range(6):
         if (BLOCK >> (level + 1)) >= SMALL:
-            out += _level(
+            out += level_tile(
                 read_ptr, write_ptr, rate_ptr, rise_ptr, rest_ptr, gain_ptr, count_ptr, first, length, n_states, padded,
                 read_t, read_n, write_t, write_n,
                 KIND, GAIN, COUNT, BLOCK, BLOCK >> (level + 1), N, STEP, PRECISION,

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .tile_parts import falling, product, rates, read_rows, rising, write_columns
 
-__all__ = ["left_tile", "row_factors", "shared_tile"]
+__all__ = ["left_tile", "row_factors", "scaled_tile", "shared_tile"]
 
 
 @triton.jit
@@ -19,8 +19,6 @@ def row_factors(
     KIND: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     # The factors of rows i; u are the rows of read.
-    if KIND == 0:
-        return u
     return u * rising(rise_ptr, count_ptr, i, n, rates(rate_ptr, n, KIND), n_states, padded, KIND, COUNT)
 
 
@@ -30,8 +28,6 @@ def column_factors(
     KIND: tl.constexpr, GAIN: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     # The factors of columns j, up to the start of block r; v are the columns of write.
-    if KIND == 0:
-        return v
     v *= falling(
         fall_ptr, count_ptr, start_ptr, starts_ptr, j, n, rates(rate_ptr, n, KIND), k, r, n_states, padded,
         blocks, KIND, COUNT,
@@ -48,8 +44,8 @@ def left_tile(
     KIND: tl.constexpr, GAIN: tl.constexpr, COUNT: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    # The tile of rows i (block r) and columns j (an earlier block k); u are the first STEP row factors, v the
-    # first STEP columns of write.
+    # The tile of rows i (block r) and columns j (an earlier block k) where states decay apart; u are the first
+    # STEP row factors, v the first STEP columns of write.
     n = tl.arange(0, STEP)
     v = column_factors(
         v, rate_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, j, n, k, r, n_states, padded, blocks,
@@ -66,17 +62,20 @@ def left_tile(
             KIND, GAIN, COUNT,
         )  # fmt: skip
         tile += product(u, v, PRECISION)
-    if KIND == 0:
-        # One decay per head scales rows and columns of read @ write^T.
-        n = tl.arange(0, 1)
-        tile *= rising(rise_ptr, count_ptr, i, n, n, n_states, padded, KIND, COUNT)
-        column = falling(
-            fall_ptr, count_ptr, start_ptr, starts_ptr, j, n, n, k, r, n_states, padded, blocks, KIND, COUNT
-        )
-        if GAIN:
-            column *= tl.load(gain_ptr + j)[None, :]
-        tile *= column
     return tile
+
+
+@triton.jit
+def scaled_tile(
+    shared, rise_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, i, j, k, r, padded, blocks,
+    GAIN: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    # The same tile where a head has one decay, which scales rows and columns of shared = read @ write^T.
+    n = tl.arange(0, 1)
+    column = falling(fall_ptr, count_ptr, start_ptr, starts_ptr, j, n, n, k, r, 1, padded, blocks, 0, COUNT)
+    if GAIN:
+        column *= tl.load(gain_ptr + j)[None, :]
+    return shared * rising(rise_ptr, count_ptr, i, n, n, 1, padded, 0, COUNT) * column
 
 
 @triton.jit

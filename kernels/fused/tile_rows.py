@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .tile_parts import absolute, diagonal_scalar, exact, nested, read_rows, write_columns
-from .tile_products import left_tile, row_factors, shared_tile
+from .tile_products import left_tile, row_factors, scaled_tile, shared_tile
 
 __all__ = ["rows_kernel"]
 
@@ -44,18 +44,28 @@ def rows_kernel(
     n = tl.arange(0, STEP)
     wanted = (i >= first_row) & (i < stop)
     to = out_ptr + (bh * (stop - first_row) + (i - first_row).to(tl.int64)[:, None]) * stop + place[None, :]
-    u = read_rows(read_ptr, i, n, length, n_states, read_t, read_n)
-    u = row_factors(u, rate_ptr, rise_ptr, count_ptr, i, n, n_states, padded, KIND, COUNT)
+    if KIND != 0:
+        u = read_rows(read_ptr, i, n, length, n_states, read_t, read_n)
+        u = row_factors(u, rate_ptr, rise_ptr, count_ptr, i, n, n_states, padded, KIND, COUNT)
     mass = tl.zeros([BLOCK], tl.float32)
     far = tl.zeros([BLOCK], tl.float32)
     for k in tl.range(0, r, num_stages=STAGES):
         j = k * BLOCK + place
-        v = write_columns(write_ptr, j, n, length, n_states, write_t, write_n)
-        tile = left_tile(
-            u, v, read_ptr, write_ptr, rate_ptr, rise_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr,
-            i, j, k, r, length, n_states, padded, blocks, read_t, read_n, write_t, write_n,
-            KIND, GAIN, COUNT, N, STEP, PRECISION,
-        )  # fmt: skip
+        if KIND == 0:
+            shared = shared_tile(
+                read_ptr, write_ptr, i, j, length, n_states, read_t, read_n, write_t, write_n, N, STEP, PRECISION
+            )
+            tile = scaled_tile(
+                shared, rise_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, i, j, k, r, padded, blocks,
+                GAIN, COUNT,
+            )  # fmt: skip
+        else:
+            v = write_columns(write_ptr, j, n, length, n_states, write_t, write_n)
+            tile = left_tile(
+                u, v, read_ptr, write_ptr, rate_ptr, rise_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr,
+                i, j, k, r, length, n_states, padded, blocks, read_t, read_n, write_t, write_n,
+                KIND, GAIN, COUNT, N, STEP, PRECISION,
+            )  # fmt: skip
         if WEIGH:
             # Only non-negative numbers are added: distances are counted from the first row of the block.
             tile = absolute(tile)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..inputs import ScanInputs
 from .tile_clock import RATES, Clocks, clocks
-from .tile_reduce import reduce_kernel, reduce_rates_kernel
+from .tile_reduce import finish_kernel, reduce_kernel, reduce_rates_kernel
 from .tile_rows import rows_kernel
 
 __all__ = ["Tuning", "dense", "distance", "reduce", "rows"]
@@ -26,7 +26,7 @@ class Tuning:
         small: rows and columns of the diagonal's sub-blocks, which take one exponential per state and entry.
         warps: warps of a program.
         stages: depth of the software pipeline.
-        parts: programs that share the heads of one tile of a reduction.
+        parts: programs that share the heads of one tile of a reduction; 0 fills the chip.
         step: states that one product sums over.
         registers: most registers of a thread, None for the compiler's choice.
         precision: of products: "split" or "tf32x3" (both as good as float32), "ieee", "tf32" (11 bits).
@@ -36,11 +36,11 @@ class Tuning:
     small: int = 16
     warps: int = 4
     stages: int = 1
-    parts: int = 1
+    parts: int = 0
     step: int = 32
     precision: str = "split"
     registers: int | None = None
-    unroll: int = 0
+    unroll: int = 1
 
 
 def dense(x: ScanInputs, tuning: Tuning | None = None) -> Tensor:
@@ -66,35 +66,50 @@ def reduce(x: ScanInputs, how: str, tuning: Tuning | None = None) -> Tensor:
     if not x.value.numel():
         return torch.zeros(b, length, length, device=x.value.device)
     tuned = tuning or Tuning()
-    part = -(-h // tuned.parts)
-    parts = -(-h // part)
     table = clocks(x, tuned.block)
-    out = torch.empty(parts, b, length, length, device=x.value.device)
-    scale = 1.0 / h if how.startswith("mean") else 1.0
+    out = torch.empty(b, length, length, device=x.value.device)
     pieces, strides = _arguments(x, table)
     constants = _constants(x, table, tuned)
     one = x.read.shape[2] == x.write.shape[2] == 1
     quick = tuned.unroll and one and table.kind == RATES and table.count is None and constants["N"] == constants["STEP"]
+    scale = 1.0 / h if how.startswith("mean") else 1.0
     for diagonal, count in ((True, table.blocks), (False, table.blocks * (table.blocks - 1) // 2)):
-        if count and quick and not diagonal:
-            reduce_rates_kernel[(count, parts, b)](
+        if not count:
+            continue
+        part = -(-h // _shares(tuned, count * b, h, diagonal, x.value.device))
+        shares = -(-h // part)
+        partial = diagonal or shares > 1
+        to = torch.empty(shares, b, count, tuned.block, tuned.block, device=out.device) if partial else out
+        options = {"HOW": how, "PARTIAL": partial, "num_warps": tuned.warps, "maxnreg": tuned.registers}
+        if quick and not diagonal:
+            reduce_rates_kernel[(count, shares, b)](
                 x.read, x.write, table.rate, table.rise, table.fall, table.rise if table.gain is None else table.gain,
-                table.start, out, length, h, part, x.d_state, table.padded, table.blocks, scale,
+                table.start, to, length, h, part, x.d_state, table.padded, table.blocks, scale,
                 *(x.read.stride(i) for i in (0, 1, 3)), *(x.write.stride(i) for i in (0, 1, 3)),
-                GAIN=table.gain is not None, BLOCK=table.block, N=constants["N"], PRECISION=tuned.precision, HOW=how,
-                UNROLL=tuned.unroll, num_warps=tuned.warps, maxnreg=tuned.registers,
+                GAIN=table.gain is not None, BLOCK=table.block, N=constants["N"], PRECISION=tuned.precision,
+                UNROLL=tuned.unroll, **options,
             )  # fmt: skip
-        elif count:
-            reduce_kernel[(count, parts, b)](
-                *pieces, out, length, h, part, parts, h // x.read.shape[2], h // x.write.shape[2], x.d_state,
-                table.padded, table.blocks, scale, *strides, **constants,
-                HOW=how, DIAGONAL=diagonal, ONE_READ=x.read.shape[2] == 1, ONE_WRITE=x.write.shape[2] == 1,
-                STAGES=tuned.stages, num_warps=tuned.warps, maxnreg=tuned.registers,
+        else:
+            reduce_kernel[(count, shares, b)](
+                *pieces, to, length, h, part, h // x.read.shape[2], h // x.write.shape[2], x.d_state,
+                table.padded, table.blocks, scale, *strides, **constants, DIAGONAL=diagonal,
+                ONE_READ=x.read.shape[2] == 1, ONE_WRITE=x.write.shape[2] == 1, STAGES=tuned.stages, **options,
             )  # fmt: skip
-    if how == "max_abs":
-        return out.amax(0) if parts > 1 else out[0]
-    total = out.sum(0) if parts > 1 else out[0]
-    return total.sqrt_() if how == "norm" else total
+        if partial:
+            finish_kernel[(count, 1, b)](
+                to, out, length, shares, table.blocks, scale, HOW=how, DIAGONAL=diagonal, BLOCK=tuned.block
+            )
+    return out
+
+
+def _shares(tuned: Tuning, programs: int, heads: int, diagonal: bool, device: torch.device) -> int:
+    """Into how many programs the heads of a tile go: a few rounds of programs on every multiprocessor."""
+    if tuned.parts:
+        return min(tuned.parts, heads)
+    if device.type != "cuda":
+        return 1
+    cores = torch.cuda.get_device_properties(device).multi_processor_count
+    return max(1, min(heads, -(-(12 if diagonal else 9) * cores // programs)))
 
 
 def _by_rows(x: ScanInputs, start: int, stop: int, out: Tensor, *, weigh: bool, tuning: Tuning | None) -> Tensor:
