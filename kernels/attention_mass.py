@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .attention_tiles import head_blocks, tiles
+from .backend import resolve
 from .inputs import ScanInputs, expand_groups
 from .workers import in_parts
 
@@ -131,7 +132,7 @@ def row_blocks(x: ScanInputs, wanted: Sequence[int], line: LineOf) -> list[Calla
         return [partial(_walked, *block, wanted) for block in _erasing_blocks(x.cast())]
     if len(wanted) * _FEW <= x.length:
         return [partial(_single, x, wanted, line)]
-    if x.value.is_cuda and x.dtype == torch.float32:
+    if resolve("auto", x) == "triton":
         return [partial(_fused, x, wanted)]
     return [partial(_tiled, *block, wanted) for block in head_blocks(x.cast())]
 

@@ -258,7 +258,8 @@ class _Recorder:
             model = call.original(**family.prefix(call.arguments, length))
             real = rec.real[:, :length] if rec.lengths is not None else None
             error = _scan_error(ours, model, call, real, length)
-            y = y[:, :length]
+            # A copy: a view would keep the whole output of a long text.
+            y = y[:, :length].clone()
         self.seen[call.layer] = (family, lowered, y, error)
         return result
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,7 +44,9 @@ def replace(arguments: Mapping[str, Any], lowered: Lowered, y: Tensor, final: Te
     """Our y (b, t, h, 1) and state as ``mamba_selective_scan`` returns them: gated, (b, d, t) and (b, d, n)."""
     out = y[..., 0]
     if lowered.gate is not None:
-        out = out * F.silu(lowered.gate)
+        gate = F.silu(lowered.gate)
+        # In place where it can be: a long text has little room for one more tensor of this size.
+        out = out * gate if torch.is_grad_enabled() or gate.dtype != out.dtype else gate.mul_(out)
     out = out.transpose(1, 2)
     return (out, final[:, :, 0]) if arguments.get("return_last_state") else out
 
