@@ -13,6 +13,7 @@ product with ``weight``, and what is asked of the product.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -143,16 +144,25 @@ def _by_tiles(
     """``measure`` of every tile's product (d, rows, columns) and the rows of ``beside`` (rows, d), put together."""
     picked = _rows(terms, rows)
     out = weight.new_zeros(terms.inputs.batch, len(picked), terms.inputs.length)
-    fused, product, count = None, _product, weight.shape[0]
-    if resolve(impl, terms.inputs) == "triton":
-        from .fused import contributions as fused
-
+    fused, product, count = _fused(impl, terms), _product, weight.shape[0]
+    if fused is not None:
         weight, product = fused.weight_planes(weight), fused.product
     for tile in tiles(terms, picked, count, fused):
         goal = weight if beside is None else beside[tile.batch, tile.start : tile.stop]
         found = product(weight, tile.operand)[..., : tile.right - tile.left]
         out[tile.batch, tile.place, tile.left : tile.right] = measure(found, goal)
     return out
+
+
+def _fused(impl: str, terms: Terms) -> ModuleType | None:
+    """The kernels that make operands, or None where PyTorch does."""
+    if impl == "naive":
+        raise ValueError("contributions have no impl='naive': choose 'auto', 'chunked' or 'triton'")
+    if resolve(impl, terms.inputs) != "triton":
+        return None
+    from .fused import contributions as kernels
+
+    return kernels
 
 
 def _product(weight: Tensor, operand: Tensor) -> Tensor:

@@ -55,15 +55,18 @@ class Contributions:
         rule: one of `RULES`.
         terms: the frozen mixer as plain tensors.
         output: (b, t, d) the model's own output of the mixer.
+        real: (b, t) bool, False on padding.
+        bias_value: (b, t, e) what no token gives to the scan's value; None for nothing.
+        out_bias: (d,) of the output projection; None for none.
     """
 
     layer: int
     rule: str
     terms: Terms = field(repr=False)
     output: Tensor = field(repr=False)
+    real: Tensor = field(repr=False)
     bias_value: Tensor | None = field(default=None, repr=False)
     out_bias: Tensor | None = field(default=None, repr=False)
-    real: Tensor = field(default=None, repr=False)  # type: ignore[assignment]
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -88,9 +91,9 @@ class Contributions:
 
     @cached_property
     def error(self) -> float:
-        """Relative residual ``|output - sum_s T - bias| / |output|`` over all real tokens (Euclidean norms); linear cost.
+        """Relative residual ``|output - sum_s T - bias| / |output|`` over all real tokens, at linear cost.
 
-        Rounding for the exact rules; for "silu" what its surrogate leaves out.
+        Norms are Euclidean. Rounding for the exact rules; for "silu" what its surrogate leaves out.
         """
         with torch.no_grad():
             missing = (self.output - kernel.total(self.terms) - self.bias)[self.real].norm().item()
@@ -253,6 +256,7 @@ def _sources(mixer: MixerTrace, rule: str) -> tuple[Tensor, Tensor | None]:
     parts = [taps[:, k, None] * x for k in range(taps.shape[1])]
     name = mixer.config["activation"]
     if rule == "silu":
+        slope(x.new_zeros(()), name)  # refuses what would let nothing contribute something
         own = None if bias is None else _activate(bias, name).expand(rec.batch, rec.length, inner)
         return torch.stack([_activate(part, name) for part in parts], 1).mT, own
     c = sum(F.pad(part, (k, 0))[..., : rec.length] for k, part in enumerate(parts))

@@ -183,6 +183,10 @@ def test_bad_arguments_say_what_is_valid() -> None:
         contributions.alti(terms, torch.zeros(2, 70, 4))
     with pytest.raises(ValueError, match="impl is one of"):
         contributions.norms(terms, impl="cuda")
+    with pytest.raises(ValueError, match="no impl='naive'"):
+        contributions.norms(terms, impl="naive")
+    with pytest.raises(ValueError, match="impl='triton' computes in float32"):
+        contributions.norms(terms, impl="triton")
     for name, shape in (("sources", (2, 4, 70, 11)), ("gate", (2, 70, 11)), ("weight", (5, 11)), ("skip", (3,))):
         with pytest.raises(ValueError, match=f"{name} is "):
             replace(terms, **{name: torch.zeros(shape)})
