@@ -208,7 +208,7 @@ def test_native_checkpoints_and_saved_traces(family: str, tmp_path: Any) -> None
     assert found.error <= 1e-10
     trace.save(tmp_path / "with.st", weights=True)
     again = contributions(ssmlens.Trace.load(tmp_path / "with.st")[1])
-    assert torch.equal(again.norm(), found.norm())
+    assert torch.allclose(again.norm(), found.norm(), rtol=1e-12)  # read back in other strides: sums in another order
     trace.save(tmp_path / "without.st")
     with pytest.raises(SsmlensError, match="has no weights: save it with"):
         contributions(ssmlens.Trace.load(tmp_path / "without.st")[1])
