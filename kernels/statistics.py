@@ -58,11 +58,12 @@ def blocks(x: ScanInputs, impl: str) -> Iterator[tuple[slice, Statistics]]:
 
 
 def _fused_block(x: ScanInputs) -> tuple[Statistics, Tensor]:
-    from .fused import walk
+    from .fused.walk_launch import launch
+    from .fused.walk_plan import choose
 
     b, t, h, p = x.value.shape
     norm, kept = (torch.empty(b, t, h, p, dtype=torch.float32, device=x.value.device) for _ in range(2))
-    final = walk.launch(x, None, norm=norm, kept=kept)
+    final, _ = launch(x, choose(x), norm=norm, kept=kept)
     if p == 1:
         return Statistics(norm[..., 0], kept[..., 0]), final
     return Statistics(norm.sum(-1).sqrt_(), kept.sum(-1).sqrt_()), final

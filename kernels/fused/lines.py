@@ -177,6 +177,8 @@ def _tuned(x: ScanInputs, wide: bool) -> Tuning:
         while g > 1 and heads > 8 and (x.n_heads // g) % heads:
             heads //= 2
     tokens = min(2048 // heads, max(16, triton.next_power_of_2(x.length)))
-    # Only what all heads of a tile share leaves room for eight states at once in registers.
+    # As many states at once as registers hold: addresses of every head's own read and write, and the steps of
+    # log-decays, which differ by state, take many.
     shared = all(g == 1 or (x.n_heads // g) % heads == 0 for g in (x.read.shape[2], x.write.shape[2]))
-    return Tuning(tokens=tokens, heads=heads, unroll=8 if shared and x.log_decay is None else 4)
+    unroll = (8 if x.log_decay is None else 4) if shared else 1
+    return Tuning(tokens=tokens, heads=heads, unroll=unroll)

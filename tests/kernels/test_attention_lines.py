@@ -188,3 +188,18 @@ def test_a_line_stops_where_everything_has_underflowed(decay: str, scale: float,
     assert relative_error(attention.distance(x, [399]), distance) < 1e-6
     if scale == 20.0:
         assert max(reached) < 300
+
+
+@pytest.mark.parametrize("budget", [2**25, 700], ids=["one block", "blocks"])
+def test_fused_row_blocks_say_the_same(budget: int, monkeypatch: pytest.MonkeyPatch):
+    x = make(Case(t=20, decay="dt*A state", h=3, g=1, b=1), torch.float32)
+    rows = [*range(0, 20, 3), 19]
+    expected = [attention.quantile(x, SHARES, rows), *attention.topk(x, 3, rows)]
+    monkeypatch.setattr(attention_mass, "resolve", lambda impl, x: "triton")
+    monkeypatch.setattr(attention_mass, "_CPU_BLOCK", budget)
+    monkeypatch.setattr(attention_mass, "_GPU_BLOCK", budget)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = x.map(lambda z: z.to(device))
+    found = [attention.quantile(x, SHARES, rows), *attention.topk(x, 3, rows)]
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.cpu(), b) if b.dtype == torch.int64 else relative_error(a.cpu(), b) < 1e-5

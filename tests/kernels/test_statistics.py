@@ -52,10 +52,10 @@ def test_norms_are_those_of_the_states(
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("p", [1, 3])
 def test_fused_norms_in_blocks(decay: str, p: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(statistics, "_CPU_BLOCK", 100)
-    monkeypatch.setattr(statistics, "_GPU_BLOCK", 100)
+    monkeypatch.setattr(statistics, "_CPU_BLOCK", 18)
+    monkeypatch.setattr(statistics, "_GPU_BLOCK", 18)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    x = make(Case(t=30, decay=decay, initial=True, p=p), torch.float32)
+    x = make(Case(t=10, b=1, h=2, decay=decay, initial=True, p=p), torch.float32)
     expected = truth(x)
     found = scan.statistics(x.map(lambda z: z.to(device)), impl="triton")
     assert relative_error(found.norm.cpu(), expected.norm) < TOL[torch.float32]
