@@ -28,8 +28,9 @@ class Tuning:
         stages: depth of the software pipeline.
         parts: programs that share the heads of one tile of a reduction; 0 fills the chip.
         step: states that one product sums over.
-        registers: most registers of a thread, None for the compiler's choice.
         precision: of products: "split" or "tf32x3" (both as good as float32), "ieee", "tf32" (11 bits).
+        registers: most registers of a thread, None for the compiler's choice.
+        unroll: heads taken together where states have rates and share one group; 0 takes the general kernel.
     """
 
     block: int = 64
@@ -63,7 +64,7 @@ def distance(x: ScanInputs, tuning: Tuning | None = None) -> Tensor:
 def reduce(x: ScanInputs, how: str, tuning: Tuning | None = None) -> Tensor:
     """One map over heads, (b, t, t) float32: "mean", "mean_abs", "max_abs" or "norm" (root of the sum of squares)."""
     b, length, h = x.batch, x.length, x.n_heads
-    if not x.value.numel():
+    if not b * length:
         return torch.zeros(b, length, length, device=x.value.device)
     tuned = tuning or Tuning()
     table = clocks(x, tuned.block)
