@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["INTERPRET", "dot", "parts_of"]
+__all__ = ["INTERPRET", "blocks", "dot", "parts_of"]
 
 # Triton's interpreter has no bfloat16 arithmetic: there the parts stay float32 tensors with rounded values.
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -29,6 +29,12 @@ INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
 def parts_of(dtype: torch.dtype, parts: int) -> int:
     """How many parts an operand of this dtype needs where float32 ones get ``parts``."""
     return 1 if dtype == torch.bfloat16 else parts
+
+
+def blocks(size: int, most: int) -> tuple[int, int]:
+    """Size and number of the tiles along an axis: powers of two, 16 to ``most``."""
+    block = max(16, min(most, triton.next_power_of_2(size)))
+    return block, triton.cdiv(size, block)
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 """Gradients of `ssd.forward`: the carry of the state's gradient in reverse, then every chunk for itself.
 
-Sums over the heads of a group are taken in a fixed order, in one program or over partial results: two runs agree to the bit.
+Sums over the heads of a group are taken in a fixed order, in one program or over partial results: two runs agree to
+the bit.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import triton
 from torch import Tensor
 
 from ..inputs import ScanInputs
-from .products import INTERPRET, parts_of
-from .ssd import carry, heads_together, prepared
+from .products import INTERPRET, blocks, parts_of
+from .ssd import carry, heads_together, key_tile, prepared
 from .ssd_backward_kernels import _keys, _rates, _values
 from .ssd_clock import Clocks, clocks
 
@@ -77,7 +77,7 @@ def backward(
 
 
 def _table(picks: Sequence[int], chunks: int, chunk: int, device: torch.device) -> Tensor:
-    """int32: where each chunk's picks begin (chunks + 1), the picked tokens in order (k), and which pick each is (k)."""
+    """int32: where each chunk's picks begin (chunks + 1), the picked tokens in order (k), which pick each is (k)."""
     order = sorted(range(len(picks)), key=picks.__getitem__)
     begins = [0] * (chunks + 1)
     for i in picks:
@@ -87,26 +87,20 @@ def _table(picks: Sequence[int], chunks: int, chunk: int, device: torch.device) 
     return torch.tensor([*begins, *(picks[k] for k in order), *order], dtype=torch.int32, device=device)
 
 
-def _blocks(size: int, most: int) -> tuple[int, int]:
-    """Size and number of the tiles along an axis."""
-    block = max(16, min(most, triton.next_power_of_2(size)))
-    return block, triton.cdiv(size, block)
-
-
 def _value_gradients(
     x: ScanInputs, clock: Clocks, dy: Tensor, after: Tensor, table: Tensor | None, dstates: Tensor | None, parts: int,
     *, rows: int = 64, sums: int = 2, **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """d value; d dt but for the decays (p tiles, b, h, c, l); what pairs add to d log_decay (p tiles, parts, b, h, c, l)."""
+    """d value; d dt but for the decays (p tiles, b, h, c, l); d log_decay from pairs (p tiles, parts, b, h, c, l)."""
     b, t, h, p = x.value.shape
     n = x.d_state
     chunks, length = clock.high.shape[2:]
     rows = min(rows, length)
-    (bp, p_tiles), (bn, n_tiles) = _blocks(p, 64), _blocks(n, 128)
+    (bp, p_tiles), (bn, n_tiles) = blocks(p, 64), blocks(n, key_tile(x, parts, 32))
     dvalue = x.value.new_empty((b, t, h, p))
     direct = x.value.new_empty((p_tiles, b, h, chunks, length), dtype=torch.float32)
     crossed = x.value.new_empty((p_tiles, length // rows, b, h, chunks, length), dtype=torch.float32)
-    _values[(h, b * chunks * (length // rows), p_tiles)](
+    _values[(h * b * chunks * (length // rows), p_tiles)](
         x.value, x.write, x.read, dy, clock.high, clock.low, clock.forgets, clock.dt, after,
         table, dstates, dvalue, direct, crossed,
         b, t, h, h // x.write.shape[2], h // x.read.shape[2], chunks, 0 if dstates is None else dstates.shape[1], p, n,
@@ -129,29 +123,29 @@ def _key_gradients(
     n = x.d_state
     chunks, length = clock.high.shape[2:]
     rows = min(rows, length)
-    (bp, p_tiles), (bn, n_tiles) = _blocks(p, 64), _blocks(n, 128)
+    (bp, p_tiles), (bn, n_tiles) = blocks(p, 64), blocks(n, key_tile(x, parts, 64))
     programs = b * chunks * (length // rows) * n_tiles
     together = heads_together(x, together or max(4, h * programs // _PROGRAMS))
-    blocks, k = h // together, 0 if dstates is None else dstates.shape[1]
+    splits, k = h // together, 0 if dstates is None else dstates.shape[1]
     new = x.value.new_empty
-    partial = new((b, t, blocks, n), dtype=torch.float32)
+    partial = new((b, t, splits, n), dtype=torch.float32)
     side = new((n_tiles, b, h, chunks, length), dtype=torch.float32)
     met = new((n_tiles, b, h, chunks), dtype=torch.float32)
     picked = new((n_tiles, k, b, h, length + 1), dtype=torch.float32) if write and k else None
     mine, other, key, far = (x.value, dy, x.write, x.read) if write else (dy, x.value, x.read, x.write)
-    _keys[(blocks, b * chunks * (length // rows), n_tiles)](
+    _keys[(splits * b * chunks * (length // rows), n_tiles)](
         mine, other, key, far, clock.high, clock.low, clock.forgets, clock.dt, state, entering,
         table, dstates, partial, side, met, picked,
         b, t, h, h // key.shape[2], h // far.shape[2], chunks, k, p, n,
         *mine.stride()[:3], *other.stride()[:3], *key.stride()[:3], *far.stride()[:3],
         L=length, ROWS=rows, BP=bp, BN=bn, P_TILES=p_tiles, TOGETHER=together,
         HAS_DT=x.dt is not None, COUNT=clock.forgets is not None, HAS_PICKS=table is not None, WRITE=write,
-        M=parts_of(mine.dtype, parts), O=parts_of(other.dtype, parts), K=parts_of(far.dtype, parts), F=parts,
+        M=parts_of(mine.dtype, parts), Q=parts_of(other.dtype, parts), K=parts_of(far.dtype, parts), F=parts,
         INTERPRET=INTERPRET, **({"num_warps": 8, "num_stages": 1} | options),
     )  # fmt: skip
     groups = key.shape[2]
-    total = partial.view(b, t, groups, blocks // groups, n)
-    return (total[:, :, :, 0] if blocks == groups else total.sum(3)), side, met, picked
+    total = partial.view(b, t, groups, splits // groups, n)
+    return (total[:, :, :, 0] if splits == groups else total.sum(3)), side, met, picked
 
 
 # Heads are split over more programs until there are about this many: a few for each multiprocessor.

@@ -1,7 +1,8 @@
 """The chunk-local parts of `ssd_backward`: gradients of values, of read and write, and of the decays.
 
-Letters: i the token that reads, j the one that wrote, D[i, j] the decay between them, H the state entering the chunk, G the
-gradient of the state leaving it. Z[i, j] = (read_i . write_j) (dy_i . value_j) D[i, j] dt_j is what the pair adds to the loss.
+Letters: i the token that reads, j the one that wrote, D[i, j] the decay between them, H the state entering the chunk,
+G the gradient of the state leaving it. What a pair adds to the loss, to first order in its decay, is
+Z[i, j] = (read_i . write_j) (dy_i . value_j) D[i, j] dt_j.
 """
 
 # Arguments of Triton kernels are pointers and scalars that have no Python types.
@@ -50,11 +51,10 @@ def _values(
     #     d value_j = dt_j (E @ dy + decay to end * write_j @ G^T)
     #     d log_decay_k gets sum_{j < k <= i} Z[i, j]: a product with ones, then a sum; never a difference of sums.
     # Readers i come in tiles of ROWS, the last first: what lies ahead of a tile crosses all of its steps.
-    head = tl.program_id(0)
-    part = tl.program_id(1) % (L // ROWS)
-    chunk = tl.program_id(1) // (L // ROWS) % chunks
-    row = (tl.program_id(1) // (L // ROWS) // chunks).to(tl.int64)
-    p, n = tl.program_id(2) * BP + tl.arange(0, BP), tl.arange(0, BN)
+    head, stretch = tl.program_id(0) % heads, tl.program_id(0) // heads
+    part, chunk = stretch % (L // ROWS), stretch // (L // ROWS) % chunks
+    row = (stretch // (L // ROWS) // chunks).to(tl.int64)
+    p, n = tl.program_id(1) * BP + tl.arange(0, BP), tl.arange(0, BN)
     place = tl.arange(0, ROWS)
     j = part * ROWS + place
     begin = chunk.to(tl.int64) * L
@@ -84,7 +84,7 @@ def _values(
             core += got * kept[:, None]
     ones = (place[:, None] >= place[None, :]).to(tl.float32)
     ahead = tl.zeros((ROWS,), dtype=tl.float32)
-    crossed_ptr += (((tl.program_id(2) * (L // ROWS) + part) * batch * heads * chunks) + line) * L
+    crossed_ptr += (((tl.program_id(1) * (L // ROWS) + part) * batch * heads * chunks) + line) * L
     for s in range(L // ROWS - part):
         i = (L // ROWS - 1 - s) * ROWS + place
         reads = (i < length - begin)[:, None]
@@ -105,7 +105,7 @@ def _values(
         beyond = dot(pair, ones, tl.zeros((ROWS, ROWS), dtype=tl.float32), Z, 1, INTERPRET) + ahead[:, None]
         tl.store(crossed_ptr + i, tl.sum(tl.where(j[:, None] < i[None, :], beyond, 0.0), axis=0))
         ahead += tl.sum(pair, axis=1)
-    direct = direct_ptr + (tl.program_id(2) * batch * heads * chunks + line) * L
+    direct = direct_ptr + (tl.program_id(1) * batch * heads * chunks + line) * L
     tl.store(direct + j, tl.sum(core * value.to(tl.float32), axis=1))
     if HAS_DT:
         core *= tl.load(dt_ptr + line * L + j)[:, None]
@@ -129,6 +129,20 @@ def _against(
 
 
 @triton.jit
+def _inner(
+    one_ptr, two_ptr, p, n, p_size, n_size, P_TILES: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr
+):  # fmt: skip
+    """Sum over p and the columns n of the product of two states."""
+    total = tl.zeros((BP, BN), dtype=tl.float32)
+    for m in tl.static_range(P_TILES):
+        q = m * BP + p
+        tile, inside = q[:, None] * n_size + n[None, :], (q < p_size)[:, None] & (n < n_size)[None, :]
+        one = tl.load(one_ptr + tile, mask=inside, other=0.0).to(tl.float32)
+        total += one * tl.load(two_ptr + tile, mask=inside, other=0.0).to(tl.float32)
+    return tl.sum(tl.sum(total, axis=1), axis=0)
+
+
+@triton.jit
 def _keys(
     mine_ptr, other_ptr, key_ptr, far_ptr, high_ptr, low_ptr, forgets_ptr, dt_ptr, state_ptr, entering_ptr,
     picks_ptr, dstates_ptr, dkey_ptr, side_ptr, met_ptr, picked_ptr,
@@ -136,99 +150,107 @@ def _keys(
     mine_b, mine_t, mine_h, other_b, other_t, other_h, key_b, key_t, key_g, far_b, far_t, far_g,
     L: tl.constexpr, ROWS: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, P_TILES: tl.constexpr,
     TOGETHER: tl.constexpr, HAS_DT: tl.constexpr, COUNT: tl.constexpr, HAS_PICKS: tl.constexpr, WRITE: tl.constexpr,
-    M: tl.constexpr, O: tl.constexpr, K: tl.constexpr, F: tl.constexpr, INTERPRET: tl.constexpr,
+    M: tl.constexpr, Q: tl.constexpr, K: tl.constexpr, F: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    # One program: ROWS tokens of a chunk, BN states, TOGETHER heads, summed over in order. Rows are readers i (key = read,
-    # mine = dy, state = H) or, with WRITE, writers j (key = write, mine = value, state = G).
+    # One program: ROWS tokens of a chunk, BN states, TOGETHER heads, summed over in order. Rows are readers i
+    # (key = read, mine = dy, state = H) or, with WRITE, writers j (key = write, mine = value, state = G).
     #     d read_i  = sum_j (dy_i . value_j) D[i, j] dt_j write_j + decay from start * dy_i @ H
     #     d write_j = sum_i (dy_i . value_j) D[i, j] dt_j read_i  + dt_j decay to end * value_j @ G
     # The second terms, times the key, are what the token shares with H or G: side. met = sum(H * G).
-    first = tl.program_id(0) * TOGETHER
-    part = tl.program_id(1) % (L // ROWS)
-    chunk = tl.program_id(1) // (L // ROWS) % chunks
-    row = (tl.program_id(1) // (L // ROWS) // chunks).to(tl.int64)
-    tile_n = tl.program_id(2)
+    block, stretch = tl.program_id(0) % (heads // TOGETHER), tl.program_id(0) // (heads // TOGETHER)
+    first = block * TOGETHER
+    part, chunk = stretch % (L // ROWS), stretch // (L // ROWS) % chunks
+    row = (stretch // (L // ROWS) // chunks).to(tl.int64)
+    tile_n = tl.program_id(1)
     p, n = tl.arange(0, BP), tile_n * BN + tl.arange(0, BN)
     r, c = part * ROWS + tl.arange(0, ROWS), tl.arange(0, L)
     begin = chunk.to(tl.int64) * L
     in_r, in_c, in_n = (r < length - begin)[:, None], (c < length - begin)[:, None], (n < n_size)[None, :]
     key_ptr += row * key_b + begin * key_t + (first // per_key).to(tl.int64) * key_g
     far_ptr += row * far_b + begin * far_t + (first // per_far).to(tl.int64) * far_g
-    key = tl.load(key_ptr + r[:, None] * key_t + n[None, :], mask=in_r & in_n, other=0.0).to(tl.float32)
-    pairs = tl.zeros((ROWS, L), dtype=tl.float32)
+    mine_ptr += row * mine_b + begin * mine_t
+    other_ptr += row * other_b + begin * other_t
     dkey = tl.zeros((ROWS, BN), dtype=tl.float32)
     lines = batch * heads * chunks
+    # Two walks over the heads, so that neither needs all accumulators at a time.
     for k in range(TOGETHER):
-        head = first + k
+        head = (first + k).to(tl.int64)
         line = (row * heads + head) * chunks + chunk
         high, low, forgets = high_ptr + line * L, low_ptr + line * L, forgets_ptr
         if COUNT:
             forgets += line * L
-        from_mine = mine_ptr + row * mine_b + begin * mine_t + head.to(tl.int64) * mine_h
-        from_other = other_ptr + row * other_b + begin * other_t + head.to(tl.int64) * other_h
         offset = ((row * chunks + chunk) * heads + head) * p_size * n_size
-        pair = tl.zeros((ROWS, L), dtype=tl.float32)
         seen = tl.zeros((ROWS, BN), dtype=tl.float32)
-        met = tl.zeros((BN,), dtype=tl.float32)
         for m in tl.static_range(P_TILES):
             q = m * BP + p
-            in_p = (q < p_size)[None, :]
-            mine = tl.load(from_mine + r[:, None] * mine_t + q[None, :], mask=in_r & in_p, other=0.0)
-            other = tl.load(from_other + c[:, None] * other_t + q[None, :], mask=in_c & in_p, other=0.0)
-            pair = dot(mine, tl.trans(other), pair, M, O, INTERPRET)
             tile, in_tile = q[:, None] * n_size + n[None, :], (q < p_size)[:, None] & in_n
+            mine_at = mine_ptr + head * mine_h + r[:, None] * mine_t + q[None, :]
+            mine = tl.load(mine_at, mask=in_r & (q < p_size)[None, :], other=0.0)
             state = tl.load(state_ptr + offset + tile, mask=in_tile, other=0.0).to(tl.float32)
             seen = dot(mine, state, seen, M, F, INTERPRET)
-            if WRITE:
-                entering = tl.load(entering_ptr + offset + tile, mask=in_tile, other=0.0).to(tl.float32)
-                met += tl.sum(entering * state, axis=0)
         if WRITE:
-            decay = _decay(high, low, forgets, c[None, :], r[:, None], COUNT)
             weight = _decay(high, low, forgets, tl.full((1,), L - 1, tl.int32), r, COUNT)
             if HAS_DT:
-                dt = tl.load(dt_ptr + line * L + r)
-                decay *= dt[:, None]
-                weight *= dt
-            tl.store(met_ptr + tile_n * lines + line, tl.sum(met, axis=0), mask=part == 0)
+                weight *= tl.load(dt_ptr + line * L + r)
+            met = _inner(state_ptr + offset, entering_ptr + offset, p, n, p_size, n_size, P_TILES, BP, BN)
+            tl.store(met_ptr + tile_n * lines + line, met, mask=part == 0)
         else:
-            decay = _decay(high, low, forgets, r[:, None], c[None, :], COUNT)
             weight = _start(high, forgets, r, COUNT)
-            if HAS_DT:
-                decay *= tl.load(dt_ptr + line * L + c)[None, :]
-        pairs += pair * decay
         seen *= weight[:, None]
+        # Loaded here, for every head again: kept across the walk it would not fit the registers.
+        key = tl.load(key_ptr + r[:, None] * key_t + n[None, :], mask=in_r & in_n, other=0.0).to(tl.float32)
         tl.store(side_ptr + (tile_n * lines + line) * L + r, tl.sum(seen * key, axis=1))
         dkey += seen
         if HAS_PICKS and WRITE:
             for s in range(tl.load(picks_ptr + chunk), tl.load(picks_ptr + chunk + 1)):
                 at = tl.load(picks_ptr + chunks + 1 + s) % L
-                kept = _decay(high, low, forgets, tl.zeros((1,), tl.int32) + at, r, COUNT)
-                kept = tl.where(r <= at, kept, 0.0)
+                weight = tl.where(r <= at, _decay(high, low, forgets, tl.zeros((1,), tl.int32) + at, r, COUNT), 0.0)
                 if HAS_DT:
-                    kept *= dt
-                upstream = dstates_ptr + ((row * picks + tl.load(picks_ptr + chunks + 1 + picks + s)) * heads + head) * p_size * n_size
+                    weight *= tl.load(dt_ptr + line * L + r)
+                pick = row * picks + tl.load(picks_ptr + chunks + 1 + picks + s)
+                upstream = dstates_ptr + (pick * heads + head) * p_size * n_size
                 seen = tl.zeros((ROWS, BN), dtype=tl.float32)
-                met = tl.zeros((BN,), dtype=tl.float32)
                 for m in tl.static_range(P_TILES):
                     q = m * BP + p
                     tile, in_tile = q[:, None] * n_size + n[None, :], (q < p_size)[:, None] & in_n
-                    mine = tl.load(
-                        from_mine + r[:, None] * mine_t + q[None, :], mask=in_r & (q < p_size)[None, :], other=0.0
-                    )
+                    mine_at = mine_ptr + head * mine_h + r[:, None] * mine_t + q[None, :]
+                    mine = tl.load(mine_at, mask=in_r & (q < p_size)[None, :], other=0.0)
                     state = tl.load(upstream + tile, mask=in_tile, other=0.0).to(tl.float32)
                     seen = dot(mine, state, seen, M, F, INTERPRET)
-                    entering = tl.load(entering_ptr + offset + tile, mask=in_tile, other=0.0).to(tl.float32)
-                    met += tl.sum(entering * state, axis=0)
-                seen *= kept[:, None]
+                met = _inner(upstream, entering_ptr + offset, p, n, p_size, n_size, P_TILES, BP, BN)
+                seen *= weight[:, None]
                 # Per pick: L numbers of the tokens, then the one of the entering state.
                 to = picked_ptr + (((tile_n * picks + s) * batch + row) * heads + head) * (L + 1)
                 tl.store(to + r, tl.sum(seen * key, axis=1))
-                tl.store(to + L, tl.sum(met, axis=0), mask=part == 0)
+                tl.store(to + L, met, mask=part == 0)
                 dkey += seen
+    pairs = tl.zeros((ROWS, L), dtype=tl.float32)
+    for k in range(TOGETHER):
+        head = (first + k).to(tl.int64)
+        line = (row * heads + head) * chunks + chunk
+        high, low, forgets = high_ptr + line * L, low_ptr + line * L, forgets_ptr
+        if COUNT:
+            forgets += line * L
+        pair = tl.zeros((ROWS, L), dtype=tl.float32)
+        for m in tl.static_range(P_TILES):
+            q = m * BP + p
+            in_p = (q < p_size)[None, :]
+            mine = tl.load(mine_ptr + head * mine_h + r[:, None] * mine_t + q[None, :], mask=in_r & in_p, other=0.0)
+            other = tl.load(other_ptr + head * other_h + c[:, None] * other_t + q[None, :], mask=in_c & in_p, other=0.0)
+            pair = dot(mine, tl.trans(other), pair, M, Q, INTERPRET)
+        if WRITE:
+            pair *= _decay(high, low, forgets, c[None, :], r[:, None], COUNT)
+            if HAS_DT:
+                pair *= tl.load(dt_ptr + line * L + r)[:, None]
+        else:
+            pair *= _decay(high, low, forgets, r[:, None], c[None, :], COUNT)
+            if HAS_DT:
+                pair *= tl.load(dt_ptr + line * L + c)[None, :]
+        pairs += pair
     causal = (r[:, None] <= c[None, :]) if WRITE else (r[:, None] >= c[None, :])
     far = tl.load(far_ptr + c[:, None] * far_t + n[None, :], mask=in_c & in_n, other=0.0)
     dkey = dot(tl.where(causal, pairs, 0.0), far, dkey, F, K, INTERPRET)
-    to = dkey_ptr + ((row * length + begin) * (heads // TOGETHER) + tl.program_id(0)) * n_size
+    to = dkey_ptr + ((row * length + begin) * (heads // TOGETHER) + block) * n_size
     tl.store(to + r[:, None] * (heads // TOGETHER * n_size) + n[None, :], dkey, mask=in_r & in_n)
 
 

@@ -1,8 +1,9 @@
 """Clocks of a scan with one decay per head: running sums of log-decays that keep their digits in float32.
 
 A chunk's sum is taken in float64 and kept as two float32 numbers, ``high + low``: differences of the two parts,
-added, are right to float32 whatever stands between. Where a step may forget everything (a reset, a log-decay below what float32 can
-hold) it is counted beside the sum, as in `segments`. Halvings, so that the kernels use exp2.
+added, are right to float32 whatever stands between. Where a step may forget everything (a
+reset, a log-decay below what float32 can hold) it is counted beside the sum, as in `segments`. Halvings, so that the
+kernels use exp2.
 """
 
 # Arguments of Triton kernels are pointers and scalars that have no Python types.
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ..inputs import ScanInputs
 
-__all__ = ["Clocks", "between", "clocks", "group_strides"]
+__all__ = ["Clocks", "clocks"]
 
 
 class Clocks(NamedTuple):
@@ -31,7 +32,8 @@ class Clocks(NamedTuple):
         forgets: (b, h, c, l) int32, how often everything was forgotten since the chunk's start; None where
             that cannot happen.
         dt: (b, h, c, l) float32, 0 behind the last token; None where the recurrence has no dt.
-        to_end: (b, h, c, l) float32, dt times the decay from behind the token to the chunk's end; 0 behind the last token.
+        to_end: (b, h, c, l) float32, dt times the decay from behind the token to the chunk's end; 0 behind the last
+            token.
         from_start: (b, h, c, l) float32, decay from the chunk's start to behind the token; 0 behind the last token.
         through: (b, h, c) float32, decay over the whole chunk.
     """
@@ -108,17 +110,6 @@ def _clocks(
     tl.store(through_ptr + base, through, mask=head < heads)
 
 
-@triton.jit
-def between(hi_i, lo_i, hi_j, lo_j, n_i, n_j, causal, COUNT: tl.constexpr, LOW: tl.constexpr):
-    """Decay from j to i, (i, j); exactly 0 where not causal or across a forgotten past."""
-    steps = hi_i[:, None] - hi_j[None, :]
-    if LOW:
-        steps += lo_i[:, None] - lo_j[None, :]
-    if COUNT:
-        causal = causal & (n_i[:, None] == n_j[None, :])
-    return tl.exp2(tl.where(causal, steps, float("-inf")))
-
-
 def clocks(x: ScanInputs, chunk: int) -> Clocks:
     """The clocks of a recurrence with one decay per head.
 
@@ -131,10 +122,10 @@ def clocks(x: ScanInputs, chunk: int) -> Clocks:
     count = x.reset is not None or x.log_decay is not None
     new = x.value.new_empty
     every = (b, h, chunks, chunk)
-    high, low, to_end, from_start = (new(every, dtype=torch.float32) for _ in range(4))
+    # One allocation: at short lengths the time is that of the calls.
+    high, low, to_end, from_start, dt = new((5, *every), dtype=torch.float32).unbind(0)
     through = new(every[:3], dtype=torch.float32)
     forgets = new(every, dtype=torch.int32) if count else None
-    dt = new(every, dtype=torch.float32) if x.dt is not None else None
     block = min(8, triton.next_power_of_2(h))
     _clocks[(b * chunks, triton.cdiv(h, block))](
         x.log_decay, x.dt, x.A, x.reset,
@@ -144,13 +135,8 @@ def clocks(x: ScanInputs, chunk: int) -> Clocks:
         HAS_LOG=x.log_decay is not None, HAS_DT=x.dt is not None, HAS_RESET=x.reset is not None, COUNT=count,
         L=chunk, BH=block, num_warps=4,
     )  # fmt: skip
-    return Clocks(high, low, forgets, dt, to_end, from_start, through)
+    return Clocks(high, low, forgets, dt if x.dt is not None else None, to_end, from_start, through)
 
 
 def _strides(x: Tensor | None, count: int) -> tuple[int, ...]:
     return (0,) * count if x is None else x.stride()[:count]
-
-
-def group_strides(x: Tensor) -> tuple[int, int, int]:
-    """Strides of batch, time and head or group; the last axis has to be contiguous."""
-    return x.stride()[:3]  # type: ignore[return-value]
