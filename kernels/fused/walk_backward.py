@@ -27,14 +27,18 @@ from . import walk_backward_kernels as kernels
 
 __all__ = ["EVERY", "Plan", "backward", "plan"]
 
-EVERY = 16
-"""Steps between the states that `backward` wants most: they take as much memory as one (b, t, h) tensor at n = 16."""
+EVERY = 8
+"""Steps between the states that `backward` wants most: they take as much memory as two (b, t, h) tensors at n = 16."""
 
 # Programs that keep an H100 busy: below this, time is cut into more segments.
 _PROGRAMS = 4096
 _SHORTEST = 64
-# States held in one thread: tiles of more spill.
-_TILE, _STATES = 8, 64
+# Entries of n, heads x n, and steps x heads x n in one thread: the largest that compile without spilling (sm_90).
+_STATES, _TILE, _HELD = 8, 8, 32
+# More steps in registers save little, and compile time grows with their square.
+_STEPS = 4
+# Registers of a thread: 12 warps on a multiprocessor, where the kernel fits without spilling.
+_REGISTERS = 168
 
 
 class Plan(NamedTuple):
@@ -68,19 +72,21 @@ def _unit(x: ScanInputs) -> int:
     return math.gcd(x.n_heads // x.write.shape[2], x.n_heads // x.read.shape[2])
 
 
-def plan(x: ScanInputs, every: int) -> Plan:
-    """The cut for these shapes, given states every ``every`` steps."""
+def plan(x: ScanInputs, every: int, listed: bool = False) -> Plan:
+    """The cut for these shapes, given states every ``every`` steps; ``listed``: gradients of states at listed times."""
     n = triton.next_power_of_2(x.d_state)
     unit = _unit(x)
-    lanes = min(n, 4)
+    lanes = min(n, max(4, min(n // _STATES, 32)))
     heads = min(32 // lanes, triton.next_power_of_2(unit))
     lanes = min(n, 32 // heads)
     states = n // lanes
-    per_thread = max(1, min(_TILE // states, triton.next_power_of_2(triton.cdiv(unit, heads))))
-    steps = math.gcd(every, min(8, max(1, _STATES // (states * per_thread))))
+    per_thread = max(1, min(2, _TILE // states, triton.next_power_of_2(triton.cdiv(unit, heads))))
+    steps = math.gcd(every, min(_STEPS, max(1, _HELD // (states * per_thread * max(1, states // 8)))))
     blocks = x.batch * (x.n_heads // unit) * triton.cdiv(unit, heads * per_thread)
     segment = max(_SHORTEST, x.length * blocks // _PROGRAMS)
-    return Plan(per_thread, states, heads, lanes, 1, steps, triton.cdiv(segment, steps) * steps)
+    plain = x.A is not None and x.reset is None and x.initial is None and not listed
+    registers = _REGISTERS if plain and n <= 16 else 0
+    return Plan(per_thread, states, heads, lanes, 1, steps, triton.cdiv(segment, steps) * steps, True, registers)
 
 
 def backward(
@@ -114,11 +120,12 @@ def backward(
         ValueError: several channels per head, a delta rule, or too few boundaries.
     """
     if x.head_dim != 1 or x.has_erase:
-        raise ValueError(f"the fused backward walk has one channel per head and no delta rule, got p = {x.head_dim}")
+        got = "a delta rule" if x.has_erase else f"p = {x.head_dim}"
+        raise ValueError(f"the fused backward walk has one channel per head and no delta rule, got {got}")
     n_bounds = 0 if boundaries is None else boundaries.shape[1]
     if n_bounds < (x.length - 1) // every:
         raise ValueError(f"{x.length} tokens need {(x.length - 1) // every} boundary states, got {n_bounds}")
-    work = _Work(x, dy, dfinal, dstates, picks, boundaries, n_bounds, every, cut or plan(x, every))
+    work = _Work(x, dy, dfinal, dstates, picks, boundaries, n_bounds, every, cut)
     return work.run()
 
 
@@ -135,15 +142,16 @@ class _Work:
         boundaries: Tensor | None,
         n_bounds: int,
         every: int,
-        cut: Plan,
+        cut: Plan | None,
     ) -> None:
-        self.x, self.dy, self.dfinal, self.cut = x, dy, dfinal, cut
+        self.x, self.dy, self.dfinal = x, dy, dfinal
+        self.dstates, self.slots, self.mode = _slots(x, dstates, picks)
+        self.cut = cut = cut or plan(x, every, listed=self.slots is not None)
         self.boundaries, self.n_bounds, self.every = boundaries, n_bounds, every
         self.unit = _unit(x)
         self.blocks = triton.cdiv(self.unit, cut.heads * cut.per_thread)  # of one unit
         self.n_blocks = self.blocks * (x.n_heads // self.unit)
         self.n_segments = triton.cdiv(x.length, cut.segment)
-        self.dstates, self.slots, self.mode = _slots(x, dstates, picks)
 
     def run(self) -> dict[str, Tensor]:
         entering = self._entering() if self.n_segments > 1 else self.dfinal
@@ -194,7 +202,6 @@ class _Work:
             "D": cut.heads,
             "L": cut.lanes,
             "num_warps": cut.warps,
-            **({"maxnreg": cut.registers} if cut.registers else {}),
         }
 
     def _entering(self) -> Tensor:
@@ -245,6 +252,7 @@ class _Work:
             ENTER=entering is not None,
             EACH=self.every,
             HOLD=self.cut.hold,
+            **({"maxnreg": self.cut.registers} if self.cut.registers else {}),
             **self._shared(),
         )
         if da is not None:

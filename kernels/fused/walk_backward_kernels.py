@@ -20,8 +20,8 @@ __all__ = ["add_up", "carry", "local_ends", "walk_back"]
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2))
-# A finite rate times a step of 0 is 0; a rate of -3e38 nats is infinite in base 2.
-LOWEST = tl.constexpr(-3.4028234663852886e38)
+# The lowest rate that is finite in base 2 too: a finite rate times a step of 0 is 0.
+LOWEST = tl.constexpr(-2.3586e38)
 
 # How the decay is given: `dt * A` or a log-decay, one per head or one per state.
 RATE_HEAD = tl.constexpr(0)
@@ -102,10 +102,10 @@ def _rates(a_ptr, a_h, a_n, heads, live, n, N: tl.constexpr, J: tl.constexpr, KI
         if KIND == RATE_STATE:
             at = a_ptr + heads[j] * a_h + n * a_n
             rate = tl.load(at, mask=live[j] & (n < N), other=0.0).to(tl.float32)
-            out += (tl.maximum(rate * LOG2_E, LOWEST),)
+            out += (tl.maximum(rate, LOWEST) * LOG2_E,)
         elif KIND == RATE_HEAD:
             rate = tl.load(a_ptr + heads[j] * a_h, mask=live[j], other=0.0).to(tl.float32)
-            out += (tl.maximum(rate * LOG2_E, LOWEST),)
+            out += (tl.maximum(rate, LOWEST) * LOG2_E,)
         else:
             out += (LOG2_E,)
     return out
