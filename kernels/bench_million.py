@@ -86,7 +86,8 @@ def _models(small: bool) -> dict[str, Callable[[], torch.nn.Module]]:
     }
 
 
-def _steps(model: torch.nn.Module, ids: Tensor, meter: Meter) -> Iterator[tuple[str, float, int | None, str]]:
+def _steps(model: torch.nn.Module, ids: Tensor, meter: Meter) -> Iterator[tuple[Any, ...]]:
+    """Name of the step, its seconds and peak, and what it found."""
     from ssmlens.analyses import memory
     from ssmlens.loading import load
 
