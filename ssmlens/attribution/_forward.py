@@ -187,9 +187,9 @@ class Network:
             return _join(
                 [self.gradient(x[p], positions[p], rules, None if target is None else target[p], biases) for p in parts]
             )
-        logits, starts = self._forward(x, positions, rules)
-        target = logits.argmax(1) if target is None else target.to(logits.device)
         length, stop = self.piece_length(len(x)), int(positions.max()) + 1
+        # One piece needs no first pass: all logits come with its gradient.
+        logits, starts = self._forward(x, positions, rules) if stop > length else (None, [self.start(len(x))])
         gradient, share = torch.zeros_like(x), x.new_zeros(len(x))
         back: list[Tensor] = []
         while starts:
@@ -200,18 +200,15 @@ class Network:
                 residual, left = self.step(piece, carries, rules, blocks)
                 rows, where = _inside(positions, a, a + length)
                 read = self.logits(residual[rows, where], rules.norm == "freeze")
+                logits = read.detach() if logits is None else logits
+                target = logits.argmax(1) if target is None else target.to(logits.device)
                 total = read.gather(1, target[rows, None]).sum()
-            outputs = [total, *(_tensors(left) if back else [])]
-            wanted = [piece, *_tensors(carries), *added]
-            used = [(o, g) for o, g in zip(outputs, [torch.ones_like(total), *back], strict=True) if o.requires_grad]
-            grads = torch.autograd.grad(
-                [o for o, _ in used], wanted, [g for _, g in used], allow_unused=True, materialize_grads=True
-            )
-            n = len(_tensors(carries))
-            gradient[:, a : a + piece.shape[1]] = grads[0]
-            back = list(grads[1 : 1 + n])
-            for bias, g in zip(added, grads[1 + n :]):
+            first, back, own = _backward(total, _tensors(left), back, piece, _tensors(carries), added)
+            gradient[:, a : a + piece.shape[1]] = first
+            for bias, g in zip(added, own):
                 share += (bias.detach() * g).sum(1)
+        assert logits is not None
+        assert target is not None
         if biases and self.head_bias is not None:
             share += self.head_bias[target]
         return Gradient(logits, target, gradient, share)
@@ -226,6 +223,22 @@ class Network:
             leaves += own.values()
             blocks.append(_Block(block.weight, block.eps, block.mixer.with_biases(own)))
         return blocks, leaves
+
+
+def _backward(
+    total: Tensor, left: list[Tensor], back: list[Tensor], piece: Tensor, carries: list[Tensor], added: list[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Gradients of ``total``, and of what is ``left`` with the gradients ``back``, for the three kinds of leaves."""
+    outputs = [total, *(left if back else [])]
+    used = [(o, g) for o, g in zip(outputs, [torch.ones_like(total), *back], strict=True) if o.requires_grad]
+    grads = torch.autograd.grad(
+        [o for o, _ in used],
+        [piece, *carries, *added],
+        [g for _, g in used],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return grads[0], list(grads[1 : 1 + len(carries)]), list(grads[1 + len(carries) :])
 
 
 def _join(parts: Sequence[Gradient]) -> Gradient:
