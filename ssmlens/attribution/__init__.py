@@ -6,11 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ssmlens.attribution._benchmark import Benchmark, Case, compare
     from ssmlens.attribution._contributions import RULES, Contributions, contributions
     from ssmlens.attribution._decompose import decompose
+    from ssmlens.attribution._faithfulness import Faithfulness, faithfulness
+    from ssmlens.attribution._methods import METHODS, attribute
     from ssmlens.attribution._occlusion import feature_ablation, occlusion
     from ssmlens.attribution._relevance import relevance
     from ssmlens.attribution._rollout import hidden_row, mamba_attribution, rollout
+    from ssmlens.attribution._sanity import Randomisation, infidelity, randomisation, sensitivity
     from ssmlens.attribution._unified import UnifiedAttention, unified
     from ssmlens.attribution.gradients import gradient_shap, gradient_x_input, integrated_gradients, smoothgrad
     from ssmlens.attribution.residuals import LogitParts, ResidualParts, residual_parts
@@ -19,47 +23,69 @@ if TYPE_CHECKING:
 # Each name brings its module on first use. No module bears the name of something it exports: importing it would put
 # the module in that name's place.
 _HOME = {
+    "METHODS": "_methods",
     "RULES": "_contributions",
     "Attribution": "result",
+    "Benchmark": "_benchmark",
+    "Case": "_benchmark",
     "Contributions": "_contributions",
+    "Faithfulness": "_faithfulness",
     "LogitParts": "residuals",
+    "Randomisation": "_sanity",
     "ResidualParts": "residuals",
+    "UnifiedAttention": "_unified",
+    "attribute": "_methods",
+    "compare": "_benchmark",
     "contributions": "_contributions",
     "decompose": "_decompose",
+    "faithfulness": "_faithfulness",
     "feature_ablation": "_occlusion",
-    "UnifiedAttention": "_unified",
     "gradient_shap": "gradients",
     "gradient_x_input": "gradients",
     "hidden_row": "_rollout",
+    "infidelity": "_sanity",
     "integrated_gradients": "gradients",
     "mamba_attribution": "_rollout",
     "occlusion": "_occlusion",
+    "randomisation": "_sanity",
     "relevance": "_relevance",
     "residual_parts": "residuals",
     "rollout": "_rollout",
+    "sensitivity": "_sanity",
     "smoothgrad": "gradients",
     "unified": "_unified",
 }
 
 __all__ = [
+    "METHODS",
     "RULES",
     "Attribution",
+    "Benchmark",
+    "Case",
     "Contributions",
+    "Faithfulness",
     "LogitParts",
+    "Randomisation",
     "ResidualParts",
     "UnifiedAttention",
+    "attribute",
+    "compare",
     "contributions",
     "decompose",
+    "faithfulness",
     "feature_ablation",
     "gradient_shap",
     "gradient_x_input",
     "hidden_row",
+    "infidelity",
     "integrated_gradients",
     "mamba_attribution",
     "occlusion",
+    "randomisation",
     "relevance",
     "residual_parts",
     "rollout",
+    "sensitivity",
     "smoothgrad",
     "unified",
 ]

@@ -75,6 +75,7 @@ class Question:
             method=method,
             position=self.positions.to(scores.device),
             settings={**self.settings, **options},
+            ids=self.batch.ids,
         )
 
 

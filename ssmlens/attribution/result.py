@@ -55,6 +55,7 @@ class Attribution:
         method: name of the function that made it.
         position: (b,) index of the token at which the logit is read.
         settings: model, dtype, device and the method's options.
+        ids: (b, s) token ids, 0 at padding; None where they are not known.
     """
 
     scores: Float[Tensor, "b s"]
@@ -66,6 +67,7 @@ class Attribution:
     method: str
     position: Int[Tensor, " b"]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    ids: Int[Tensor, "b s"] | None = None
 
     def __post_init__(self) -> None:
         b = len(self.tokens)
@@ -76,6 +78,8 @@ class Attribution:
         for name in ("bias", "target", "logit", "completeness_error", "position"):
             if tuple(getattr(self, name).shape) != (b,):
                 raise ValueError(f"{name} is (b={b},), got {tuple(getattr(self, name).shape)}")
+        if self.ids is not None and self.ids.shape != self.scores.shape:
+            raise ValueError(f"ids are {tuple(self.scores.shape)} like the scores, got {tuple(self.ids.shape)}")
 
     def table(self) -> pd.DataFrame:
         """One row per real token: prompt, position, token, score, share of the logit. One more per prompt, with
@@ -100,7 +104,8 @@ class Attribution:
         """
         path = Path(path)
         header = {"format": FORMAT, "tokens": self.tokens, "method": self.method, "settings": _plain(self.settings)}
-        tensors = {name: getattr(self, name).detach().cpu().contiguous().clone() for name in TENSORS}
+        present = {name: getattr(self, name) for name in (*TENSORS, "ids") if getattr(self, name) is not None}
+        tensors = {name: x.detach().cpu().contiguous().clone() for name, x in present.items()}
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
@@ -124,7 +129,10 @@ class Attribution:
             header, tensors = _read_json(path) if path.suffix == ".json" else _read_safetensors(path)
             if header["format"] != FORMAT:
                 raise ValueError(f"its format is {header['format']!r}")
-            found: dict[str, Any] = {f.name: (tensors if f.name in TENSORS else header)[f.name] for f in fields(cls)}
+            found: dict[str, Any] = {
+                f.name: (tensors if f.name in TENSORS else header)[f.name] for f in fields(cls) if f.name != "ids"
+            }
+            found["ids"] = tensors.get("ids")
             return cls(**found)
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise SsmlensError(f"{path.name} does not hold an attribution: {brief(error)}") from error
@@ -157,8 +165,9 @@ def _numbers(x: Any) -> Any:
 def _read_json(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     header = json.loads(path.read_text(encoding="utf-8"))
     dtype = getattr(torch, header["dtype"])
-    kinds = {"target": torch.long, "position": torch.long, "completeness_error": torch.float64}
-    return header, {name: torch.tensor(_numbers(header[name]), dtype=kinds.get(name, dtype)) for name in TENSORS}
+    kinds = {"target": torch.long, "position": torch.long, "ids": torch.long, "completeness_error": torch.float64}
+    present = [name for name in (*TENSORS, "ids") if name in header or name != "ids"]
+    return header, {name: torch.tensor(_numbers(header[name]), dtype=kinds.get(name, dtype)) for name in present}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

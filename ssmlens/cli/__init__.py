@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from ssmlens.cli import analyse, pages, run
+from ssmlens.cli import analyse, attribution, pages, run
 from ssmlens.errors import SsmlensError
 
 __all__ = ["app", "main"]
@@ -31,7 +31,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run.trace, analyse.attend, analyse.memory, run.verify, pages.report, pages.models, pages.app):
+COMMANDS = (
+    run.trace,
+    analyse.attend,
+    attribution.attribute,
+    attribution.faithfulness,
+    analyse.memory,
+    run.verify,
+    pages.report,
+    pages.models,
+    pages.app,
+)
+for command in COMMANDS:
     app.command()(command)
 
 

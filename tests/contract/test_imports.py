@@ -36,7 +36,8 @@ ALLOWED = {
     # Patching and steering go through the tap; the lenses read a trace, and trained ones come with shipped models.
     "interventions": CORE | {"interventions", "lens", "models", "prompt", "tap", "trace", "zoo"},
     # Attribution recomputes the model from its weights, differentiably and piece by piece.
-    "attribution": CORE | {"attention", "attribution", "exact", "lens", "models", "prompt", "recurrence", "trace"},
+    "attribution": CORE
+    | {"attention", "attribution", "exact", "lens", "loading", "models", "prompt", "recurrence", "trace"},
     "plotting": {"analyses", "attention", "errors", "plotting", "recurrence", "trace"},
     # Training shipped models needs the scan itself; bench times whole traces; the tuned lens comes with a model.
     "zoo": {"errors", "interventions", "kernels", "lens", "zoo", "tap", "loading", "recurrence", "trace"},
