@@ -134,7 +134,38 @@ def rows(x: ScanInputs, data: st.DataObject) -> None:
         assert relative_error(final_alone, final[i : i + 1]) < TIGHT
 
 
-LAWS = {law.__name__: law for law in (causality, linearity, matrix, adjoint, carry, standing_still, rows)}
+def mass(x: ScanInputs, data: st.DataObject) -> None:
+    """A quantile holds its share and one token less does not; the largest sources are the largest entries."""
+    t = data.draw(st.integers(0, x.length - 1), label="t")
+    q = data.draw(st.sampled_from([0.05, 0.5, 0.9, 1.0]), label="q")
+    k = data.draw(st.integers(1, 5), label="k")
+    line = attention.row(x, t).abs()
+    values, sources = attention.topk(x, k, [t])
+    best = line.topk(min(k, x.length), -1).values
+    assert relative_error(values[:, :, 0, : best.shape[-1]].abs(), best) < TIGHT
+    assert (sources <= t).all()
+    total = line.sum(-1)
+    reach = attention.quantile(x, q, [t])[..., 0]
+    assert torch.equal(reach.isnan(), total == 0)
+    age = (t - torch.arange(x.length)).expand_as(line)
+    within = line.where((age >= 0) & (age <= reach[..., None]), 0.0).sum(-1)
+    closer = line.where((age >= 0) & (age < reach[..., None]), 0.0).sum(-1)
+    assert (within >= q * total * (1 - 1e-9)).all()
+    assert ((closer <= q * total * (1 + 1e-9)) | (total == 0)).all()
+
+
+def sizes(x: ScanInputs, data: st.DataObject) -> None:
+    """Norms are those of the states; decay only shrinks a state, and a write adds at most its own norm."""
+    found = scan.statistics(x)
+    states = scan.states(x).norm(dim=(-2, -1))
+    assert relative_error(found.norm, states) < TIGHT
+    written = x.value.norm(dim=-1) * x.full_write().norm(dim=-1)
+    assert (found.norm <= (found.kept + written) * (1 + 1e-9)).all()
+    if not x.has_erase:
+        assert (found.kept[:, 1:] <= states[:, :-1] * (1 + 1e-9)).all()
+
+
+LAWS = {law.__name__: law for law in (causality, linearity, matrix, adjoint, carry, standing_still, rows, mass, sizes)}
 
 
 @pytest.mark.parametrize("kind", MAKERS)
