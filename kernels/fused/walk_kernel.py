@@ -24,7 +24,6 @@ from .walk_token import ENDS, EVERY, LOG2_E, RESUME, WHOLE, fetch, token
 __all__ = ["walk_kernel"]
 
 LOWEST = tl.constexpr(-2.3e38)  # times LOG2_E it is still finite
-CARRY = tl.constexpr(8)  # ends of segments that are loaded side by side
 
 
 @triton.jit
@@ -113,15 +112,16 @@ def walk_kernel(
     stored = (inside, tile_mask)
     listed_at = batch * picks * size + tile
 
-    # Zeros, but loaded: the compiler lays a tile out over threads as its loads and stores want it, here 4 neighbours of a
-    # channel a thread, and without a load it would lay out the loop otherwise and convert between the two.
+    # Zeros, but loaded: the compiler lays a tile out over threads as its loads want it, here 4 neighbours of a channel
+    # a thread, and without a load it would lay out the loop otherwise and convert between the two.
     state = tl.load(end_ptr + tile, mask=tile_mask & (length < 0), other=0.0)
     total = state + 1.0  # the product of decays
     if F.INITIAL and F.PASS != ENDS:
         where = own[:, None] * initial_h + (row % F.P)[:, None] * initial_p + lane[None, :] * initial_n
         state += tl.load(initial_ptr + batch * initial_b + where, mask=tile_mask, other=0.0).to(tl.float32)
     if F.PASS == RESUME:
-        # The carry over the segments before this one.
+        # The carry over the segments before this one; as many side by side as the registers hold.
+        CARRY: tl.constexpr = 8 if H * N <= 256 else 2
         for start in range(0, segment, CARRY):
             ends = ()
             for s in tl.static_range(CARRY):

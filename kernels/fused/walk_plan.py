@@ -16,7 +16,7 @@ from ..inputs import ScanInputs
 __all__ = ["Plan", "choose"]
 
 SCHEDULERS = 528
-REGISTERS = 190  # that waiting tokens and the state may take of 255 without a spill
+REGISTERS = 180  # that waiting tokens and the state may take of 255 without a spill
 SHORTEST = 64  # tokens of a segment
 
 
@@ -40,27 +40,34 @@ def choose(x: ScanInputs, *, gate: bool = False) -> Plan:
     """The cut for a recurrence of these sizes.
 
     Where a head has one channel every number needs its own exponential, and programs are small (4 numbers a thread) to
-    spread them over the chip; where channels share their decays, a thread has 32. Programs too few to occupy every
-    scheduler are halved (2 numbers a thread), but where segments would make at least four times as many, time is cut
-    instead: two walks over a quarter of the tokens beat one over all.
+    spread them over the chip; where channels share their decays, a thread has 16 or 32. Programs too few to occupy
+    every scheduler are halved, but where segments would make at least four times as many, time is cut instead: two
+    walks over a quarter of the tokens beat one over all.
     """
     n = triton.next_power_of_2(x.d_state)
     channels = x.n_heads * x.head_dim
-    warps = max(1, n // 1024)
-    each = 4 if x.head_dim == 1 and n <= 128 else 32
-    rows = max(1, 32 * warps * each // n)
-    rows = min(rows, triton.next_power_of_2(channels))
+    batch = max(1, x.batch)
+    warps = max(1, n // 256)
+    each = 4 if x.head_dim == 1 else 16 if x.has_erase or _per_state(x) else 32
+    rows = min(max(1, 32 * warps * each // n), triton.next_power_of_2(channels))
     while rows > 1 and x.head_dim % rows and x.head_dim > 2:
         rows //= 2
-    programs = triton.cdiv(channels, rows) * max(1, x.batch)
+    while rows * n > 256 * warps and triton.cdiv(channels, rows) * batch < SCHEDULERS:
+        rows //= 2
+    programs = triton.cdiv(channels, rows) * batch
     segments = 1
     if programs < SCHEDULERS and not x.has_erase:
         room = min(SCHEDULERS // programs, x.length // SHORTEST)
         if room >= 4:
             segments = 1 << room.bit_length() - 1
-        elif each == 4 and rows > 1:
+        elif x.head_dim == 1 and rows > 1:
             rows //= 2
     return Plan(rows, warps, _ahead(x, rows, warps, gate), segments)
+
+
+def _per_state(x: ScanInputs) -> bool:
+    decay = x.log_decay if x.A is None else x.A
+    return decay is not None and decay.shape[-1] > 1
 
 
 def _ahead(x: ScanInputs, rows: int, warps: int, gate: bool) -> int:
@@ -69,11 +76,13 @@ def _ahead(x: ScanInputs, rows: int, warps: int, gate: bool) -> int:
     numbers = max(1, rows * n // (32 * warps))  # of a thread's part of the tile
     across = min(numbers, max(4, n // (32 * warps)), n)  # of one channel
     down = max(1, numbers // across)  # channels
-    decays = x.A is None and x.log_decay is not None and x.log_decay.shape[-1] > 1
+    decays = x.A is None and _per_state(x)
     own_head = x.head_dim % rows != 0
     directions = 2 + 2 * x.has_erase
     shared = all(z.shape[2] == 1 or (x.n_heads // z.shape[2] * x.head_dim) % rows == 0 for z in (x.write, x.read))
     token = across * directions * (1 if shared else down) + across * decays * (down if own_head else 1)
     token += down * (1 + gate + own_head) + (x.reset is not None)
     room = (REGISTERS - 2 * numbers) // token
+    if n >= 256:
+        room //= 2  # a channel's part is two vectors of a thread, and compiling shows twice the registers
     return max(1, min(16, 1 << max(1, room).bit_length() - 1))
