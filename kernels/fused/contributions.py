@@ -194,7 +194,7 @@ def far(parts: Parts, start: int, stop: int, left: int, right: int) -> Tensor:
         parts.read, parts.write, parts.rate, parts.time, parts.dt, parts.gate, parts.sources, out,
         start, rows, left, columns, parts.gate.shape[1], h, h // len(parts.read), h // len(parts.write),
         TAPS=len(parts.sources), N=parts.read.shape[1], ROWS=max(16, triton.next_power_of_2(rows)), COLUMNS=BLOCK,
-        PRECISION="tf32x3", num_warps=4,
+        PRECISION="tf32x3", num_warps=4 if parts.read.shape[1] <= 32 else 8,
     )  # fmt: skip
     return out
 

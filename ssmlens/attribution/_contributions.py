@@ -192,9 +192,12 @@ def contributions(mixer: MixerTrace, rule: str = "gate") -> Contributions:
         raise SsmlensError(f"unknown rule {rule!r}: choose one of {', '.join(RULES)}")
     if mixer.family not in PLACES:
         raise UnsupportedModelError(f"contributions need a mixer of {' or '.join(PLACES)}, not {mixer.family!r}")
+    if not mixer.parameters:
+        raise SsmlensError(
+            f"layer {mixer.layer} of this trace has no weights: save it with trace.save(path, weights=True)"
+        )
     rec = mixer.recurrence
     with torch.no_grad():
-        # The gate first: it says in one sentence when the weights are missing.
         gate, weights = gate_of(mixer), {k: x.detach().to(rec.dtype) for k, x in mixer.parameters.items()}
         sources, bias_value = _sources(mixer, rule)
         real = rec.real
