@@ -84,9 +84,14 @@ def plan(x: ScanInputs, every: int, listed: bool = False) -> Plan:
     steps = math.gcd(every, min(_STEPS, max(1, _HELD // (states * per_thread * max(1, states // 8)))))
     blocks = x.batch * (x.n_heads // unit) * triton.cdiv(unit, heads * per_thread)
     segment = max(_SHORTEST, x.length * blocks // _PROGRAMS)
+    cut = Plan(per_thread, states, heads, lanes, 1, steps, triton.cdiv(segment, steps) * steps)
     plain = x.A is not None and x.reset is None and x.initial is None and not listed
-    registers = _REGISTERS if plain and n <= 16 else 0
-    return Plan(per_thread, states, heads, lanes, 1, steps, triton.cdiv(segment, steps) * steps, True, registers)
+    return cut._replace(registers=_REGISTERS if plain and n <= 16 and _fills(x, unit, cut) else 0)
+
+
+def _fills(x: ScanInputs, unit: int, cut: Plan) -> bool:
+    """Whether nothing in any tile has to be masked."""
+    return not (unit % (cut.heads * cut.per_thread) or x.length % cut.steps or x.d_state != cut.states * cut.lanes)
 
 
 def backward(
@@ -163,8 +168,8 @@ class _Work:
     def _shared(self) -> dict[str, Any]:
         """What both walks are told."""
         x, cut, ds = self.x, self.cut, self.dstates
-        b, t, h, _ = x.value.shape
-        full = not (self.unit % (cut.heads * cut.per_thread) or t % cut.steps or x.d_state != cut.states * cut.lanes)
+        t, h = x.length, x.n_heads
+        full = _fills(x, self.unit, cut)
         per_state = (x.log_decay if x.A is None else x.A).shape[-1] > 1  # type: ignore[union-attr]
         return {
             "dt_ptr": x.dt,
