@@ -40,7 +40,7 @@ class Scanned(NamedTuple):
     chunk: int
 
 
-_CHUNKS = (16, 32, 64, 128, 256)
+_CHUNKS = (16, 32, 64, 128)
 
 
 def prepared(x: ScanInputs) -> ScanInputs:
@@ -86,8 +86,9 @@ def carry(
     every = value.new_empty((b, chunks, h, p, n), dtype=dtype)
     final = value.new_empty((b, h, p, n), dtype=torch.float32)
     (bp, p_tiles), (bn, n_tiles) = blocks(p, tiles[0]), blocks(n, tiles[1])
-    # Three parts of a chunk's operand fit the registers in pieces of 64 rows only.
-    rows = min(length, rows or (length if parts == 1 else 64))
+    # What an operand is before it is cut into parts has to fit the registers too.
+    narrow = value.dtype == write.dtype == torch.bfloat16
+    rows = min(length, rows or ((64 if narrow else 32) if parts > 1 else (length if narrow else 64)))
     _carry[(b * h, p_tiles, n_tiles)](
         value, write, weight, through, initial, picks, dstates, every, final,
         t, h, h // write.shape[2], chunks, 0 if dstates is None else dstates.shape[1], p, n,
@@ -111,7 +112,7 @@ def forward(
         x: one decay per head, no delta rule, any floating dtype but float64, t >= 1.
         picks: token positions in any order, repeats allowed; "all" for every token.
         precision: "fp32" (relative error about 1e-6) or "bf16" (operands rounded to bfloat16: about 3e-3).
-        chunk: tokens per chunk, 16 to 256, a power of two; None chooses.
+        chunk: tokens per chunk, 16 to 128, a power of two; None chooses.
         out_dtype: dtype of y.
         want_output: False skips y, which is None then.
         state_dtype: dtype of the boundaries; by default float32, with precision "bf16" bfloat16.
@@ -124,7 +125,7 @@ def forward(
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision is fp32 or bf16, got {precision!r}")
     if chunk is not None and chunk not in _CHUNKS:
-        raise ValueError(f"chunk is a power of two from 16 to 256, got {chunk}")
+        raise ValueError(f"chunk is a power of two from 16 to 128, got {chunk}")
     x = prepared(x)
     tune: dict[str, Any] = {"chunk": 128, "parts": 3, "outputs": {}, "carry": {}} | (tuning or {})
     chunk = chunk or (64 if x.length <= 64 else tune["chunk"])
@@ -152,7 +153,8 @@ def _read_out(
     (bp, p_tiles), (bn, n_tiles) = blocks(p, 64), blocks(n, key_tile(x, parts, 32))
     rows = min(rows, length)
     if together is None:
-        together = 0 if parts > 1 else (8 if b * chunks >= 64 else 4)
+        narrow = x.value.dtype == x.write.dtype == x.read.dtype == torch.bfloat16
+        together = (8 if b * chunks >= 64 else 4) if parts == 1 and narrow and n_tiles == 1 else 0
     together = heads_together(x, together) if together else 0
     kernel = _outputs_shared if together else _outputs
     kernel[(h // max(1, together) * b * chunks * (length // rows), p_tiles)](

@@ -135,7 +135,7 @@ def test_what_it_refuses():
     x, _ = given(Case(t=5))
     with pytest.raises(ValueError, match="precision is fp32 or bf16, got 'tf32'"):
         ssd.forward(x, precision="tf32")
-    with pytest.raises(ValueError, match="chunk is a power of two from 16 to 256, got 24"):
+    with pytest.raises(ValueError, match="chunk is a power of two from 16 to 128, got 24"):
         ssd.forward(x, chunk=24)
     for wrong in (Case(t=5, erase=True), Case(t=5, decay="log state")):
         with pytest.raises(ValueError, match="ssd runs recurrences"):
