@@ -43,7 +43,7 @@ def report(
         tell("forward pass", 0, 1)
         found = pages.check_length(lens.trace(prompt))
         decode = None if lens.tokenizer is None else lens.tokenizer.decode
-        html = pages.build(found, title=title, decode=decode, progress=tell)
+        html = pages.build(found, title=title, decode=decode, progress=tell, lens=lens)
     pages.write(out, html)
     good = all(error <= found.tolerance for error in found.reconstruction_error.values())
     if json:

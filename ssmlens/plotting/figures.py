@@ -88,8 +88,10 @@ def token_row(
     *,
     reader: int | None = None,
     quantile: float = QUANTILE,
+    title: str | None = None,
+    note: str = "",
 ) -> Figure:
-    """The text, each token coloured by what one token reads from it.
+    """The text, each token coloured by what one token reads from it, or by another value per token.
 
     Args:
         values: (s,) one row of the implicit attention.
@@ -97,6 +99,8 @@ def token_row(
         caption: as for `attention_map`.
         reader: position of the token that reads, drawn with a frame.
         quantile: as for `attention_map`.
+        title: in place of what a row of attention is called.
+        note: added to the line below.
 
     Raises:
         ValueError: when the numbers of tokens and values differ.
@@ -122,7 +126,7 @@ def token_row(
             va="center", parse_math=False,
         )  # fmt: skip
     what = "What the last token reads" if reader in (None, len(row) - 1) else f"What token {reader} reads"
-    return _finish(figure, axes, caption.title(what), caption.note(limits.rule))
+    return _finish(figure, axes, title or caption.title(what), caption.note(note, limits.rule))
 
 
 def half_life_map(half_lives: Mapping[int, Any], caption: Caption | None = None, *, unit: str = "tokens") -> Figure:

@@ -17,7 +17,7 @@ from .caption import Caption
 from .labels import label, positions, thin, visible
 from .scales import QUANTILE, as_array, causal, pool_max_abs, symmetric_limits
 
-__all__ = ["attention_map", "half_life_map", "save", "state_norms", "token_row"]
+__all__ = ["attention_map", "attribution", "half_life_map", "save", "state_norms", "token_row"]
 
 _MAX_LABELS = 48
 _MAX_HOVER = 24
@@ -135,6 +135,29 @@ def half_life_map(half_lives: Mapping[int, Any], caption: Caption | None = None,
     figure.update_yaxes(type="log", title=f"half-life ({unit})")
     note = f"{never} without decay, not drawn" if never else ""
     return _finish(figure, caption.title("Half-life by layer and head"), caption.note(note), 420)
+
+
+def attribution(found: Any, target: str = "", row: int = 0, *, most: int = 14) -> go.Figure:
+    """A waterfall from 0 to the logit, as `ssmlens.plotting.attribution`."""
+    from .attributions import note_of, steps_to_logit, title_of
+
+    names, steps = steps_to_logit(found, row, most)
+    figure = go.Figure(
+        go.Waterfall(
+            orientation="h",
+            y=[*(escape(name) for name in names), "logit"],
+            x=[*steps, 0],
+            measure=[*["relative"] * len(steps), "total"],
+            text=[*(f"{x:+.3g}" for x in steps), f"{float(found.logit[row]):.4g}"],
+            increasing={"marker": {"color": palette.diverging(11)[-2]}},
+            decreasing={"marker": {"color": palette.diverging(11)[1]}},
+            totals={"marker": {"color": palette.MUTED}},
+            connector={"line": {"width": 0.6, "color": palette.MUTED}},
+        )
+    )
+    figure.update_yaxes(autorange="reversed", title=None)
+    figure.update_xaxes(title="logit")
+    return _finish(figure, title_of(found, target), note_of(found, row), 140 + 26 * (len(names) + 1))
 
 
 def state_norms(

@@ -34,6 +34,7 @@ def build(
     row: int = 0,
     decode: Callable[[Sequence[int]], str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    lens: Lens | None = None,
 ) -> str:
     """One report as a string of HTML.
 
@@ -44,6 +45,7 @@ def build(
         row: which prompt of a batch.
         decode: ids to text, for the predicted tokens; a lens brings its own tokenizer's.
         progress: called with (what is being done, steps done, steps in all).
+        lens: the model behind a trace, so that its prediction can be taken apart; a lens as ``source`` is its own.
 
     Raises:
         SsmlensError: when the text is longer than 4096 tokens, the row does not exist, or ``prompt`` does not go
@@ -60,10 +62,11 @@ def build(
             raise SsmlensError("a lens needs a prompt: give a text or token ids")
         if progress is not None:
             progress("forward pass", 0, 1)
-        trace = source.trace(prompt)
+        trace, lens = source.trace(prompt), source
         if decode is None and source.tokenizer is not None:
             decode = source.tokenizer.decode
-    return render(measure(check_length(trace), row=row, decode=decode, progress=progress), title)
+    numbers = measure(check_length(trace), row=row, decode=decode, progress=progress, lens=lens)
+    return render(numbers, title)
 
 
 def check_length(trace: Trace) -> Trace:

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmlens.errors import SsmlensError
+from ssmlens.report.explained import Explained, explain
 
 if TYPE_CHECKING:
+    from ssmlens.lens import Lens
     from ssmlens.recurrence import Recurrence
     from ssmlens.trace import MixerTrace, Trace
 
@@ -93,6 +95,7 @@ class Numbers:
         predictions: likeliest next tokens.
         tolerance: what reconstruction errors are judged by.
         settings: the trace's settings.
+        explained: the likeliest token's logit taken apart; None where that was not possible or not asked for.
     """
 
     tokens: list[str]
@@ -103,6 +106,7 @@ class Numbers:
     predictions: tuple[Prediction, ...]
     tolerance: float
     settings: dict[str, Any]
+    explained: Explained | None = None
 
     @property
     def worst_error(self) -> float:
@@ -122,6 +126,7 @@ def measure(
     row: int = 0,
     decode: Callable[[Sequence[int]], str] | None = None,
     progress: Progress | None = None,
+    lens: Lens | None = None,
 ) -> Numbers:
     """Take the numbers of one row of a trace.
 
@@ -130,6 +135,7 @@ def measure(
         row: which prompt of the batch.
         decode: ids to text, for the predicted tokens; without it they are shown by id.
         progress: called with (what is done, steps done, steps in all).
+        lens: the traced model, for the section that takes a prediction apart.
 
     Raises:
         SsmlensError: when the row does not exist or no layer was traced.
@@ -145,15 +151,17 @@ def measure(
         tell(f"layer {mixer.layer}", i, total)
         layers.append(_layer(mixer, row, len(trace.tokens[row])))
     tell("predictions", total - 1, total)
+    ids = trace.ids[row, : len(trace.tokens[row])].tolist()
     numbers = Numbers(
         tokens=list(trace.tokens[row]),
-        ids=trace.ids[row, : len(trace.tokens[row])].tolist(),
+        ids=ids,
         layers=tuple(layers),
         n_layers=len(trace.layers),
         combined={how: combine([layer.maps[how] for layer in layers]) for how in REDUCTIONS},
         predictions=predictions(trace, row, decode),
         tolerance=trace.tolerance,
         settings=dict(trace.settings),
+        explained=None if lens is None else explain(lens, ids, decode),
     )
     tell("done", total, total)
     return numbers

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ssmlens.plotting.caption import Caption
 from ssmlens.plotting.labels import apart, visible
-from ssmlens.report import charts, wording
+from ssmlens.report import charts, explained, wording
 from ssmlens.report.about import FAMILIES, badge, settings
 from ssmlens.report.numbers import ALL, REDUCTIONS, LayerNumbers, Numbers
 
@@ -30,8 +30,9 @@ def options(pairs: Iterable[tuple[str, str]]) -> str:
 
 def body(numbers: Numbers, shades: Array) -> str:
     """All sections in order; ``shades`` is the signed opacity of each token as the page opens."""
-    parts = [_warning(numbers), _text(numbers, shades), _maps(numbers), _half_lives(numbers), _norms(numbers)]
-    return "".join([*parts, _errors(numbers), settings(numbers)])
+    parts = [_warning(numbers), _text(numbers, shades)]
+    parts += [explained.section(numbers.explained, numbers.tokens, _inline, _explain(wording.EXPLAINED))]
+    return "".join([*parts, _maps(numbers), _half_lives(numbers), _norms(numbers), _errors(numbers), settings(numbers)])
 
 
 def _warning(numbers: Numbers) -> str:

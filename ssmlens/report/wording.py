@@ -11,6 +11,16 @@ TEXT = (
     "token that matters. A mean over heads lets opposite signs cancel; the norm does not.",
 )
 
+EXPLAINED = (
+    "With the norms, the gates, the slopes of the activations and the scan's decays, writes and reads held at their "
+    "values on this text, the network is linear in its embeddings, so the logit is a sum of one term per token and "
+    "one for the additive weights, without remainder (<code>ssmlens.attribution.decompose</code>). "
+    "<b class=pos>Orange</b> raises the logit, <b class=neg>blue</b> (dashed underline) lowers it.",
+    "It says how this logit is put together on the paths that the text has opened, not what another text would give: "
+    "opening a path, by a gate or by the choice of what to keep, is credited to nobody. What a token causes is for an "
+    "intervention to show.",
+)
+
 MAP = (
     "Row t reads, column s was written. The diagonal is the token reading itself; a strong column is a token that "
     "many later ones still read; a narrow band along the diagonal is a layer that forgets at once. For every head "
