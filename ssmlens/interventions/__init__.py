@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ssmlens.interventions._ablate import HOWS, PARTS, ablate
 from ssmlens.interventions._knockout import DECAYS, PATHS, knockout
+from ssmlens.interventions._leak import knockout_leak
 from ssmlens.interventions._lenses import LensReading, logit_lens, tuned_lens
 from ssmlens.interventions._metric import METRICS
 from ssmlens.interventions._patch import READS, Noise, patch
@@ -21,6 +22,6 @@ from ssmlens.interventions._translators import Translators
 
 __all__ = [
     "DECAYS", "HOWS", "KINDS", "METHODS", "METRICS", "PARTS", "PATHS", "READS", "LensReading", "Noise", "Patching",
-    "RomeEdit", "Site", "StateEdit", "Steered", "Translators", "ablate", "knockout", "logit_lens", "patch", "rome",
-    "second_moment", "steer", "train_translators", "tuned_lens",
+    "RomeEdit", "Site", "StateEdit", "Steered", "Translators", "ablate", "knockout", "knockout_leak", "logit_lens",
+    "patch", "rome", "second_moment", "steer", "train_translators", "tuned_lens",
 ]  # fmt: skip

@@ -53,7 +53,8 @@ class Task:
         """The change (d,) of out_proj's output at the subject, and the losses on the way."""
         scale = output.norm()
         change = torch.zeros_like(output).requires_grad_()
-        optimizer, losses = torch.optim.Adam([change], lr=rate * float(scale) / len(output) ** 0.5), []
+        losses: list[float] = []
+        optimizer = torch.optim.Adam([change], lr=rate * float(scale) / len(output) ** 0.5)
 
         def add(x: Tensor) -> Tensor:
             x = x.clone()
@@ -63,6 +64,11 @@ class Task:
         for _ in range(steps):
             logits = forward(self.lens, self.batch, Changes(outputs={self.layer: add}), gradients=True)
             loss = -self._after(logits, self.asked).gather(-1, self.target).sum((1, 2)).mean()
+            if not losses and not bool(torch.autograd.grad(loss, change, retain_graph=True)[0].any()):
+                raise SsmlensError(
+                    f"nothing that layer {self.layer} puts out at the subject reaches the target, so the edit would "
+                    "touch nothing: choose an earlier layer"
+                )
             now = self._after(logits, self.subject)
             loss = loss + kl_weight * (self.reference.exp() * (self.reference - now)).sum(-1).mean()
             loss = loss + weight_decay * _norm(change) / scale**2

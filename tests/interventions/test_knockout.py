@@ -15,7 +15,7 @@ from knocked import knocked_logits
 import ssmlens
 from ssmlens import zoo
 from ssmlens.errors import LayerError, ReconstructionError, SsmlensError
-from ssmlens.interventions import knockout
+from ssmlens.interventions import knockout, knockout_leak
 
 FAMILIES = ["mamba1", "falcon", "mamba2"]
 IDS = [3, 17, 0, 36, 5, 5, 21, 9, 30, 2, 11]
@@ -82,6 +82,38 @@ def test_a_blocked_token_has_no_influence_in_shipped_models(name: str) -> None:
     assert (a - b)[:, 6].abs().max().item() > 1e-3
     leaking = [knockout(lens, x, 6, range(7, len(ids)), paths="ssm") for x in (ids, other)]
     assert (leaking[0] - leaking[1])[:, 7:].abs().max().item() > 1e-2
+
+
+def test_the_leak_is_measured(lens: ssmlens.Lens) -> None:
+    found = knockout_leak(lens, IDS, [2, 4], replacement=7).set_index(["source", "paths", "decay"]).leak
+    assert len(found) == 10
+    other = [*IDS[:4], 7, *IDS[5:]]
+    free = (lens.trace(IDS).logits - lens.trace(other).logits)[:, 5:].pow(2).mean().sqrt().item()
+    blocked = [knockout(lens, x, 4, range(5, 11), paths="ssm") for x in (IDS, other)]
+    left = (blocked[0] - blocked[1])[:, 5:].pow(2).mean().sqrt().item()
+    assert found[4, "ssm", "keep"] == pytest.approx(left / free)
+    for source in (2, 4):
+        assert (
+            found[source, "ssm+conv", "skip"]
+            <= 1e-15
+            < found[source, "ssm+conv", "keep"]
+            < found[source, "ssm", "keep"]
+        )
+    for wrong in ({"sources": 10}, {"sources": 2, "replacement": IDS[2]}):
+        with pytest.raises(SsmlensError, match="no later token or no other token"):
+            knockout_leak(lens, IDS, **wrong)
+    with pytest.raises(SsmlensError, match="on one prompt"):
+        knockout_leak(lens, torch.tensor([IDS, IDS]), 2)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_blocking_the_scan_alone_leaves_nearly_everything(name: str) -> None:
+    """What the documentation says of the shipped models."""
+    lens = ssmlens.load(name)
+    found = knockout_leak(lens, zoo.passage(name), [4, 8]).set_index(["paths", "decay"]).leak
+    assert found["ssm"].min() > 0.85
+    assert found["ssm+conv", "keep"].max() < 0.1
+    assert found["ssm+conv", "skip"].max() == 0
 
 
 def test_rows_of_a_padded_batch_are_their_single_runs(lens: ssmlens.Lens) -> None:

@@ -96,8 +96,8 @@ def test_edits_may_be_nested(lens: ssmlens.Lens, edit: RomeEdit) -> None:
 
 
 def test_prefixes_and_longer_targets(lens: ssmlens.Lens) -> None:
-    made = rome(lens, 1, IDS[:6], 3, [8, 9], text=TEXT, steps=12, prefixes=[[1, 2], [30]])
-    mean = torch.stack([keys(lens, front + IDS[:6], 1)[len(front) + 3] for front in ([], [1, 2], [30])]).mean(0)
+    made = rome(lens, 0, IDS[:6], 3, [8, 9], text=TEXT, steps=12, prefixes=[[1, 2], [30]])
+    mean = torch.stack([keys(lens, front + IDS[:6], 0)[len(front) + 3] for front in ([], [1, 2], [30])]).mean(0)
     assert gap(made.key, mean) <= 1e-12
     logits = lens.trace([*IDS[:6], 8]).logits[0].log_softmax(-1)
     assert made.probability[0] == pytest.approx((logits[5, 8] + logits[6, 9]).exp().item())
@@ -125,6 +125,7 @@ def test_a_shipped_model_learns_another_capital(name: str) -> None:
     ("options", "words"),
     [
         ({"layer": 5}, "layer 5 does not exist"),
+        ({"layer": 1}, "touch nothing: choose an earlier layer"),
         ({"subject": 11}, "subject holds position 11"),
         ({"subject": "abc"}, "no tokenizer"),
         ({"target": []}, "empty"),
