@@ -181,4 +181,4 @@ def _tuned(x: ScanInputs, wide: bool) -> Tuning:
     # log-decays, which differ by state, take many.
     shared = all(g == 1 or (x.n_heads // g) % heads == 0 for g in (x.read.shape[2], x.write.shape[2]))
     unroll = (8 if x.log_decay is None else 4) if shared else 1
-    return Tuning(tokens=tokens, heads=heads, unroll=unroll)
+    return Tuning(tokens=tokens, heads=heads, unroll=unroll, channels=min(64, 8192 // tokens))
