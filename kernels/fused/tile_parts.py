@@ -169,7 +169,7 @@ def level_tile(
     later = place % (2 * HALF) >= HALF
     tile = tl.zeros([BLOCK, BLOCK], tl.float32)
     STATES: tl.constexpr = KIND == 2
-    for lead in tl.static_range(0, N, STEP):
+    for lead in tl.range(0, N, STEP, num_stages=1):
         n = lead + tl.arange(0, STEP)
         rate = rates(rate_ptr, n, KIND)
         up = _row_table(rise_ptr, i, n, n_states, padded, STATES) - _row_table(

@@ -52,7 +52,7 @@ def left_tile(
         KIND, GAIN, COUNT,
     )  # fmt: skip
     tile = product(u, v, PRECISION)
-    for lead in tl.static_range(STEP, N, STEP):
+    for lead in tl.range(STEP, N, STEP, num_stages=1):
         n = lead + tl.arange(0, STEP)
         u = read_rows(read_ptr, i, n, length, n_states, read_t, read_n)
         u = row_factors(u, rate_ptr, rise_ptr, count_ptr, i, n, n_states, padded, KIND, COUNT)
@@ -83,13 +83,9 @@ def shared_tile(
     read_ptr, write_ptr, i, j, length, n_states, read_t, read_n, write_t, write_n,
     N: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    n = tl.arange(0, STEP)
-    tile = product(
-        read_rows(read_ptr, i, n, length, n_states, read_t, read_n),
-        write_columns(write_ptr, j, n, length, n_states, write_t, write_n),
-        PRECISION,
-    )
-    for lead in tl.static_range(STEP, N, STEP):
+    # read @ write^T.
+    tile = tl.zeros([i.shape[0], j.shape[0]], tl.float32)
+    for lead in tl.range(0, N, STEP, num_stages=1):
         n = lead + tl.arange(0, STEP)
         tile += product(
             read_rows(read_ptr, i, n, length, n_states, read_t, read_n),

@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from ..inputs import ScanInputs
-from .tile_clock import RATES, Clocks, clocks
+from .tile_clock import PER_HEAD, PER_STATE, RATES, Clocks, clocks
 from .tile_reduce import finish_kernel, reduce_kernel, reduce_rates_kernel
 from .tile_rows import rows_kernel
 
@@ -24,7 +24,7 @@ class Tuning:
     Attributes:
         block: rows and columns of a tile.
         small: rows and columns of the diagonal's sub-blocks, which take one exponential per state and entry.
-        warps: warps of a program.
+        warps: warps of a program; 0 takes what keeps tiles in registers.
         stages: depth of the software pipeline.
         parts: programs that share the heads of one tile of a reduction; 0 fills the chip.
         step: states that one product sums over.
@@ -35,10 +35,10 @@ class Tuning:
 
     block: int = 64
     small: int = 16
-    warps: int = 4
+    warps: int = 0
     stages: int = 1
     parts: int = 0
-    step: int = 32
+    step: int = 16
     precision: str = "split"
     registers: int | None = None
     unroll: int = 1
@@ -72,7 +72,7 @@ def reduce(x: ScanInputs, how: str, tuning: Tuning | None = None) -> Tensor:
     pieces, strides = _arguments(x, table)
     constants = _constants(x, table, tuned)
     one = x.read.shape[2] == x.write.shape[2] == 1
-    quick = tuned.unroll and one and table.kind == RATES and table.count is None and constants["N"] == constants["STEP"]
+    quick = tuned.unroll and one and table.kind == RATES and table.count is None and constants["N"] <= 32
     scale = 1.0 / h if how.startswith("mean") else 1.0
     for diagonal, count in ((True, table.blocks), (False, table.blocks * (table.blocks - 1) // 2)):
         if not count:
@@ -81,20 +81,21 @@ def reduce(x: ScanInputs, how: str, tuning: Tuning | None = None) -> Tensor:
         shares = -(-h // part)
         partial = diagonal or shares > 1
         to = torch.empty(shares, b, count, tuned.block, tuned.block, device=out.device) if partial else out
-        options = {"HOW": how, "PARTIAL": partial, "num_warps": tuned.warps, "maxnreg": tuned.registers}
+        options = {"HOW": how, "PARTIAL": partial, "maxnreg": tuned.registers}
         if quick and not diagonal:
             reduce_rates_kernel[(count, shares, b)](
                 x.read, x.write, table.rate, table.rise, table.fall, table.rise if table.gain is None else table.gain,
                 table.start, to, length, h, part, x.d_state, table.padded, table.blocks, scale,
                 *(x.read.stride(i) for i in (0, 1, 3)), *(x.write.stride(i) for i in (0, 1, 3)),
                 GAIN=table.gain is not None, BLOCK=table.block, N=constants["N"], PRECISION=tuned.precision,
-                UNROLL=tuned.unroll, **options,
+                UNROLL=tuned.unroll, num_warps=tuned.warps or 4, **options,
             )  # fmt: skip
         else:
             reduce_kernel[(count, shares, b)](
                 *pieces, to, length, h, part, h // x.read.shape[2], h // x.write.shape[2], x.d_state,
                 table.padded, table.blocks, scale, *strides, **constants, DIAGONAL=diagonal,
-                ONE_READ=x.read.shape[2] == 1, ONE_WRITE=x.write.shape[2] == 1, STAGES=tuned.stages, **options,
+                ONE_READ=x.read.shape[2] == 1, ONE_WRITE=x.write.shape[2] == 1, STAGES=tuned.stages,
+                num_warps=_warps(x, table, tuned), **options,
             )  # fmt: skip
         if partial:
             finish_kernel[(count, 1, b)](
@@ -113,6 +114,12 @@ def _shares(tuned: Tuning, programs: int, heads: int, diagonal: bool, device: to
     return max(1, min(heads, -(-(12 if diagonal else 9) * cores // programs)))
 
 
+def _warps(x: ScanInputs, table: Clocks, tuned: Tuning) -> int:
+    """4 are fastest, but where factors of states take many registers only 8 hold them."""
+    many = table.kind == PER_STATE or (table.kind != PER_HEAD and x.d_state > 16)
+    return tuned.warps or (8 if many else 4)
+
+
 def _by_rows(x: ScanInputs, start: int, stop: int, out: Tensor, *, weigh: bool, tuning: Tuning | None) -> Tensor:
     tuned = tuning or Tuning()
     block = tuned.block
@@ -125,7 +132,7 @@ def _by_rows(x: ScanInputs, start: int, stop: int, out: Tensor, *, weigh: bool, 
     rows_kernel[(row_blocks * x.batch * h,)](
         *pieces, out, x.length, start, stop, h, h // x.read.shape[2], h // x.write.shape[2], x.d_state,
         table.padded, table.blocks, row_blocks, *strides, **_constants(x, table, tuned),
-        WEIGH=weigh, STAGES=tuned.stages, num_warps=tuned.warps, maxnreg=tuned.registers,
+        WEIGH=weigh, STAGES=tuned.stages, num_warps=_warps(x, table, tuned), maxnreg=tuned.registers,
     )  # fmt: skip
     return out
 

@@ -102,13 +102,13 @@ TUNINGS = {
     "small blocks": Tuning(block=32, unroll=2),
     "large blocks": Tuning(block=128),
     "small corners": Tuning(small=8, precision="tf32x3"),
-    "states in steps": Tuning(step=16, precision="ieee"),
+    "states at once": Tuning(step=32, precision="ieee"),
 }
 
 
 @pytest.mark.parametrize(
     ("decay", "name"),
-    [("dt*A state", name) for name in TUNINGS] + [("dt*A head", "shares"), ("log head", "states in steps")],
+    [("dt*A state", name) for name in TUNINGS] + [("dt*A head", "shares"), ("log head", "states at once")],
 )
 def test_tunings(decay: str, name: str):
     case, tuning = Case(t=66, h=2, p=1, g=1, n=18, decay=decay, b=1), TUNINGS[name]
