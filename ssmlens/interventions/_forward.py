@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,13 +88,12 @@ def run(lens: Lens, batch: Batch, changes: Changes, *, gradients: bool = False, 
     fired: set[str] = set()
 
     def on_scan(call: ScanCall) -> Any:
-        assert tap is not None
         scan = Scan(call, lens._mixers[call.layer][1], tap.inputs[call.layer], lengths, fast)
         return changes.scans[call.layer](scan) if call.layer in changes.scans else scan.plain()
 
     extra = {"attention_mask": batch.mask.to(lens.device)} if batch.padded else {}
     with (
-        tapping(mixers, on_scan) if mixers else nullcontext() as tap,
+        tapping(mixers, on_scan) as tap,  # also without a scan to change: its lock keeps other passes out
         torch.enable_grad() if gradients else torch.no_grad(),
         quiet_transformers(),
         ExitStack() as stack,

@@ -188,7 +188,7 @@ class _Group:
 def _carry(mixer: Any, x: Tensor, clean: Tensor, mask: Tensor) -> Tensor:
     """The convolution's output when the tokens after a patched step see the clean inputs up to that step."""
     u, reach = convolve(mixer, x), mixer.conv1d.weight.shape[2] - 1
-    for t in [int(t) for t in mask.any(0).nonzero()[:, 0]]:
+    for t in [int(t) for t in mask.any(0).nonzero()[:, 0]] if reach else []:
         start, stop = max(0, t + 1 - reach), min(x.shape[1], t + 1 + reach)
         mixed = torch.cat([clean[:, start : t + 1], x[:, t + 1 : stop]], dim=1)
         later = convolve(mixer, mixed)[:, t + 1 - start :]

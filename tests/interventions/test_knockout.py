@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import checkpoints
+import folders
 import pytest
 import torch
 from checkpoints import gap
@@ -156,6 +158,14 @@ def test_narrower_models(lens: ssmlens.Lens, dtype: torch.dtype) -> None:
 
 def _family(lens: ssmlens.Lens) -> str:
     return {"mamba": "mamba1", "falcon_mamba": "falcon", "mamba2": "mamba2"}[lens.model.config.model_type]
+
+
+@pytest.mark.parametrize("family", ["mamba1", "mamba2"])
+def test_models_of_the_state_spaces_format(family: str, tmp_path: Path) -> None:
+    lens = ssmlens.load(folders.native(tmp_path, family), dtype=torch.float64)
+    ours = knockout(lens, IDS, [2, 4], [3, 7, 10], decay="skip")
+    truth = knocked_logits(lens.model, IDS, dict.fromkeys((3, 7, 10), (2, 4)), [0, 1], ("ssm", "conv"), "skip")
+    assert gap(ours[0], truth) <= 1e-12
 
 
 def test_what_blocks_nothing_is_refused(lens: ssmlens.Lens) -> None:
