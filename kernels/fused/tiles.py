@@ -137,7 +137,7 @@ def _by_rows(x: ScanInputs, start: int, stop: int, out: Tensor, *, weigh: bool, 
     return out
 
 
-def _arguments(x: ScanInputs, table: Clocks) -> tuple[list[Tensor | None], list[int]]:
+def _arguments(x: ScanInputs, table: Clocks) -> tuple[list[Tensor], list[int]]:
     """The tensors that both kernels take first, with something in the place of what is absent, and their strides."""
     spare = table.rise
     pieces = [
