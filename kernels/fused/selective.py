@@ -81,9 +81,9 @@ def selective_scan(
         ("delta_bias", delta_bias, (h,)),
         ("initial", initial, (b, h, A.shape[1])),
     )
-    for name, tensor, shape in given:
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} has shape {shape}, got {tuple(tensor.shape)}")
+    for name, piece, shape in given:
+        if piece is not None and piece.shape != shape:
+            raise ValueError(f"{name} has shape {shape}, got {tuple(piece.shape)}")
     x = ScanInputs(
         value=u[..., None],
         write=B[:, :, None] if B.ndim == 3 else B,

@@ -50,8 +50,10 @@ def choose(x: ScanInputs, *, gate: bool = False) -> Plan:
     warps = max(1, n // 256)
     each = 4 if x.head_dim == 1 else 16 if x.has_erase or _per_state(x) else 32
     rows = min(max(1, 32 * warps * each // n), triton.next_power_of_2(channels))
-    while rows > 1 and x.head_dim % rows and x.head_dim > 2:
-        rows //= 2
+    divides = x.head_dim & -x.head_dim
+    if x.head_dim > 1:
+        # Channels of one head, whose dt and decay are loaded once; few where they cannot be.
+        rows = min(rows, divides if divides * n >= 32 else max(1, 128 // n))
     while rows * n > 256 * warps and triton.cdiv(channels, rows) * batch < SCHEDULERS:
         rows //= 2
     programs = triton.cdiv(channels, rows) * batch
