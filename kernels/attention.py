@@ -6,6 +6,9 @@ the inputs is ignored: it is no source token.
 
 Whole matrices come from `attention_tiles`; single rows and columns, products and everything with a delta
 rule (whose transitions do not commute) from runs of the recurrence.
+
+``impl`` is "chunked" (PyTorch), "triton" (the kernels of `fused`, without gradients) or "auto": Triton for CUDA tensors
+in float32 or less of which no gradient is recorded. A delta rule always goes through `scan`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from . import attention_lines, attention_mass, scan
 from .attention_tiles import Tile, head_blocks, tiles
+from .backend import resolve
 from .inputs import ScanInputs
 from .workers import in_parts
 
@@ -30,17 +34,22 @@ Block = tuple[slice, ScanInputs]
 REDUCTIONS = ("mean", "mean_abs", "max_abs", "norm")
 
 
-def dense(inputs: ScanInputs, heads: slice | Sequence[int] | None = None) -> Tensor:
+def dense(inputs: ScanInputs, heads: slice | Sequence[int] | None = None, *, impl: str = "auto") -> Tensor:
     """The matrices of the chosen heads, (b, heads, t, s), in ``inputs.dtype``; differentiable.
 
     Args:
         inputs: the recurrence.
         heads: a slice or head numbers (negative ones count from the end); None means all.
+        impl: see above.
 
     Raises:
-        ValueError: no head chosen, or one that does not exist.
+        ValueError: no head chosen, one that does not exist, or an ``impl`` that cannot run.
     """
     chosen = _heads(inputs, heads)
+    if _on_triton(impl, inputs):
+        from .fused import tiles as fused
+
+        return fused.dense(inputs if chosen is None else inputs.take_heads(chosen))
     count = inputs.n_heads if chosen is None else len(chosen)
     out = inputs.value.new_zeros(inputs.batch, count, inputs.length, inputs.length, dtype=inputs.dtype)
 
@@ -55,13 +64,17 @@ def dense(inputs: ScanInputs, heads: slice | Sequence[int] | None = None) -> Ten
     return out
 
 
-def row(inputs: ScanInputs, t: int) -> Tensor:
+def row(inputs: ScanInputs, t: int, *, impl: str = "auto") -> Tensor:
     """What position t reads from every source: M[t, :], (b, h, s), at linear cost; differentiable.
 
     Raises:
-        ValueError: t is outside the sequence.
+        ValueError: t is outside the sequence, or an ``impl`` that cannot run.
     """
     t = _position(inputs, t)
+    if _on_triton(impl, inputs):
+        from .fused import lines
+
+        return lines.row(inputs, t)
     if not inputs.has_erase:
         return attention_lines.row(inputs, t)
     unit = inputs.value.new_zeros(inputs.batch, inputs.length, inputs.n_heads, 1)
@@ -69,13 +82,17 @@ def row(inputs: ScanInputs, t: int) -> Tensor:
     return adjoint(inputs, unit)[..., 0].transpose(1, 2)
 
 
-def column(inputs: ScanInputs, s: int) -> Tensor:
+def column(inputs: ScanInputs, s: int, *, impl: str = "auto") -> Tensor:
     """What source s gives to every position: M[:, s], (b, h, t), at linear cost; differentiable.
 
     Raises:
-        ValueError: s is outside the sequence.
+        ValueError: s is outside the sequence, or an ``impl`` that cannot run.
     """
     s = _position(inputs, s)
+    if _on_triton(impl, inputs):
+        from .fused import lines
+
+        return lines.column(inputs, s)
     if not inputs.has_erase:
         return attention_lines.column(inputs, s)
     unit = inputs.value.new_zeros(inputs.batch, inputs.length, inputs.n_heads, 1)
@@ -130,20 +147,25 @@ def adjoint(inputs: ScanInputs, y: Tensor) -> Tensor:
     return owed
 
 
-def reduce(inputs: ScanInputs, how: str, heads: slice | Sequence[int] | None = None) -> Tensor:
+def reduce(inputs: ScanInputs, how: str, heads: slice | Sequence[int] | None = None, *, impl: str = "auto") -> Tensor:
     """One map over heads, (b, t, s), never holding (b, h, t, s).
 
     Args:
         inputs: the recurrence.
         how: "mean" (signed), "mean_abs", "max_abs" or "norm" (root of the sum of squares over heads).
         heads: which heads take part, as for `dense`.
+        impl: see above.
 
     Raises:
-        ValueError: unknown ``how``, no head chosen, or one that does not exist.
+        ValueError: unknown ``how``, no head chosen, one that does not exist, or an ``impl`` that cannot run.
     """
     if how not in REDUCTIONS:
         raise ValueError(f"how is one of {', '.join(REDUCTIONS)}, got {how!r}")
     chosen = _heads(inputs, heads)
+    if _on_triton(impl, inputs):
+        from .fused import tiles as fused
+
+        return fused.reduce(inputs if chosen is None else inputs.take_heads(chosen), how)
     count = inputs.n_heads if chosen is None else len(chosen)
 
     def reduced(blocks: Sequence[Block]) -> Tensor:
@@ -164,12 +186,13 @@ def reduce(inputs: ScanInputs, how: str, heads: slice | Sequence[int] | None = N
     return out if how == "max_abs" else out / count
 
 
-def distance(inputs: ScanInputs, rows: Sequence[int] | None = None) -> Tensor:
+def distance(inputs: ScanInputs, rows: Sequence[int] | None = None, *, impl: str = "auto") -> Tensor:
     """Mean distance to the sources of a row, in tokens: sum_s (t - s) |M[t, s]| / sum_s |M[t, s]|.
 
     Args:
         inputs: the recurrence.
         rows: positions t, negative ones counted from the end; None means all.
+        impl: see above.
 
     Returns:
         (b, h, len(rows) or t); NaN where the row is all zero. Source: DeciMamba (Ben-Kish et al. 2025),
@@ -179,6 +202,14 @@ def distance(inputs: ScanInputs, rows: Sequence[int] | None = None) -> Tensor:
         ValueError: a row outside the sequence.
     """
     picked = None if rows is None else [_position(inputs, t) for t in rows]
+    if _on_triton(impl, inputs):
+        from .fused import lines
+        from .fused import tiles as fused
+
+        if picked is not None and len(picked) * 8 <= inputs.length:
+            return lines.distance(inputs, picked)
+        found = fused.distance(inputs)
+        return found if picked is None else found[..., picked]
     if picked is not None and not inputs.has_erase and len(picked) * 8 <= inputs.length:
         found = [attention_lines.distance(inputs, t) for t in picked]
         shape = (inputs.batch, inputs.n_heads, 0)
@@ -238,6 +269,18 @@ def topk(inputs: ScanInputs, k: int, rows: Sequence[int] | None = None) -> tuple
     if k < 1:
         raise ValueError(f"k is at least 1, got {k}")
     return attention_mass.topk(inputs, k, _rows(inputs, rows), lambda t: row(inputs, t))
+
+
+def _on_triton(impl: str, inputs: ScanInputs) -> bool:
+    """Whether a fused kernel does it: they take no delta rule and record no gradient."""
+    if impl == "naive":
+        raise ValueError("impl of attention is one of auto, chunked, triton: naive.attention is the loop")
+    if resolve(impl, inputs) != "triton" or inputs.has_erase or not inputs.length or not inputs.n_heads:
+        return False
+    recorded = torch.is_grad_enabled() and any(z.requires_grad for z in inputs.tensors().values())
+    if recorded and impl == "triton":
+        raise ValueError("impl='triton' of attention records no gradient: use impl='chunked', or torch.no_grad()")
+    return not recorded and bool(inputs.batch and inputs.d_state)
 
 
 def _tile_distance(tile: Tile) -> Tensor:

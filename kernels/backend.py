@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from functools import cache
 
 import torch
@@ -17,6 +18,9 @@ IMPLS = ("auto", "naive", "chunked", "triton")
 def resolve(impl: str, inputs: ScanInputs) -> str:
     """``impl`` itself, or what "auto" means here: "triton" for CUDA tensors in float32 or less, else "chunked".
 
+    Before its first use on a device the kernels are checked there once (`fused.selfcheck`); where they fail, "auto"
+    warns and means "chunked".
+
     Raises:
         ValueError: unknown ``impl``, or "triton" where it cannot run.
     """
@@ -24,7 +28,7 @@ def resolve(impl: str, inputs: ScanInputs) -> str:
         raise ValueError(f"impl is one of {', '.join(IMPLS)}, got {impl!r}")
     if impl == "auto":
         fits = inputs.value.is_cuda and inputs.value.dtype != torch.float64 and _has_triton()
-        return "triton" if fits else "chunked"
+        return "triton" if fits and _trusted(inputs.value.device) else "chunked"
     if impl == "triton":
         if not _has_triton():
             raise ValueError("impl='triton' needs the package triton, which is not installed: use impl='chunked'")
@@ -34,6 +38,17 @@ def resolve(impl: str, inputs: ScanInputs) -> str:
         if reason is not None:
             raise ValueError(f"impl='triton' {reason}")
     return impl
+
+
+@cache
+def _trusted(device: torch.device) -> bool:
+    """Whether the kernels passed their check on this device; says so once when they did not."""
+    from .fused import selfcheck
+
+    complaint = selfcheck.complaint(device)
+    if complaint is not None:
+        warnings.warn(f"Triton's kernels are not used on {device}: {complaint}", RuntimeWarning, stacklevel=4)
+    return complaint is None
 
 
 @cache

@@ -10,7 +10,8 @@ from scan_cases import DECAYS, Case, gradients, make, relative_error
 from tolerances import GRAD_TOL, TOL
 from torch import Tensor
 
-from ssmlens.kernels import attention, chunked_diagonal, chunked_matmul, diagonal_walk, naive, scan
+from ssmlens.kernels import attention, backend, chunked_diagonal, chunked_matmul, diagonal_walk, naive, scan
+from ssmlens.kernels.fused import dispatch
 from ssmlens.kernels.inputs import ScanInputs
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -257,17 +258,34 @@ def test_run_does_not_hold_the_states():
 
 @pytest.mark.parametrize("call", [scan.run, scan.states])
 def test_unknown_implementation(call: Callable[..., object]):
-    with pytest.raises(ValueError, match="impl is one of auto, naive, chunked, got 'cuda'"):
+    with pytest.raises(ValueError, match="impl is one of auto, naive, chunked, triton, got 'cuda'"):
         call(make(Case(t=3)), impl="cuda")
+
+
+@pytest.mark.parametrize("call", [scan.run, scan.states])
+def test_triton_says_what_it_lacks(call: Callable[..., object], monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ValueError, match="impl='triton' computes in float32: float64 inputs run with impl='chunked'"):
+        call(make(Case(t=3)), impl="triton")
+    monkeypatch.setattr(dispatch, "_interpreted", lambda: False)
+    with pytest.raises(ValueError, match="impl='triton' needs tensors on a CUDA device"):
+        call(make(Case(t=3), torch.float32), impl="triton")
+    monkeypatch.setattr(backend, "_has_triton", lambda: False)
+    with pytest.raises(ValueError, match="needs the package triton"):
+        call(make(Case(t=3), torch.float32), impl="triton")
+
+
+def test_unknown_precision():
+    with pytest.raises(ValueError, match="precision is one of float32, bfloat16, got 'tf32'"):
+        scan.run(make(Case(t=3)), precision="tf32")
 
 
 @pytest.mark.parametrize("impl", scan.IMPLS)
 def test_positions(impl: str):
-    x = make(Case(t=6))
+    x = make(Case(t=6), torch.float32)
     every = naive.states(x)
     for at in ([], [5, 0, 5], torch.tensor([2, 1]), range(3), [-1, -6]):
         found = scan.states(x, at, impl=impl)
-        assert relative_error(found, every[:, list(at)]) < TOL[torch.float64]
+        assert relative_error(found, every[:, list(at)]) < TOL[torch.float32]
     with pytest.raises(ValueError, match="position 6, but the sequence has 6 tokens"):
         scan.states(x, [0, 6], impl=impl)
     with pytest.raises(ValueError, match="integers"):

@@ -1,0 +1,69 @@
+"""Do the kernels give the right numbers on this very device? Asked once per process before "auto" relies on them.
+
+A compiler, a driver or a card that nobody has tried must not give wrong states in silence: three small recurrences, one
+for each family of kernels, run forward and backward and are compared with PyTorch on the CPU.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .. import chunked
+from ..inputs import ScanInputs
+from . import dispatch, lines, tiles
+
+__all__ = ["complaint"]
+
+LIMIT = 1e-4
+"""Largest relative difference: far above rounding, far below any mistake."""
+
+
+@cache
+def complaint(device: torch.device) -> str | None:
+    """What is wrong with the kernels on this device, as one clause; None when nothing is."""
+    try:
+        for x in _cases():
+            worst = _difference(x, device)
+            if not worst <= LIMIT:
+                return f"their results differ from PyTorch's by {worst:.1e}"
+    except Exception as error:  # whatever a compiler or a driver throws
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    return None
+
+
+def _cases() -> list[ScanInputs]:
+    rng = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng)
+
+    found = []
+    for h, p, n, m in ((16, 1, 8, 8), (2, 32, 16, 1), (2, 8, 16, 16)):
+        dt = torch.rand(1, 70, h, generator=rng)
+        A = -torch.rand(h, m, generator=rng)
+        found.append(ScanInputs(normal(1, 70, h, p), normal(1, 70, 1, n), normal(1, 70, 1, n), dt=dt, A=A))
+    return found
+
+
+def _difference(x: ScanInputs, device: torch.device) -> float:
+    there = x.map(lambda z: z.to(device))
+    pairs = list(zip(_gradients(there, dispatch.run), _gradients(x, chunked.run), strict=True))
+    pairs.append((dispatch.states(there), chunked.states(x)))
+    with torch.no_grad():
+        matrix = tiles.dense(there)
+        pairs.append((lines.row(there, x.length - 1), matrix[:, :, -1].cpu()))
+        y = torch.einsum("bhts,bshp->bthp", matrix, there.value)
+        pairs.append((y, chunked.run(x)[0]))
+    # The largest NaN-proof: a comparison with NaN is false, so the caller's "<=" fails.
+    return float(torch.stack([(a.cpu().float() - b).abs().max() / b.abs().max() for a, b in pairs]).max())
+
+
+def _gradients(x: ScanInputs, run) -> list[Tensor]:  # type: ignore[no-untyped-def]
+    pieces = {k: z.detach().requires_grad_() for k, z in x.tensors().items()}
+    with torch.enable_grad():
+        y, final = run(ScanInputs(**pieces))
+        slopes = torch.autograd.grad(y.sum() + final.sum(), list(pieces.values()))
+    return [y.detach(), final.detach(), *slopes]

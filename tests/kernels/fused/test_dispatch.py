@@ -1,0 +1,132 @@
+"""`impl="triton"` through the public functions: every kind of recurrence finds its kernel and its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from scan_cases import DECAYS, Case, gradients, make, relative_error
+from tolerances import GRAD_TOL, TOL
+from torch import Tensor
+
+from ssmlens.kernels import attention, backend, naive, scan
+from ssmlens.kernels.fused import dispatch, selfcheck
+from ssmlens.kernels.inputs import ScanInputs
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CASES = [
+    *(Case(t=9, h=4, p=1, g=2, n=3, decay=decay, initial=True, reset=True) for decay in DECAYS),
+    *(Case(t=19, h=2, p=8, g=1, n=5, decay=decay, initial=True, reset=True, b=1) for decay in DECAYS),
+    *(Case(t=7, h=2, p=2, g=1, n=3, decay=decay, b=1) for decay in DECAYS),
+    *(Case(t=6, h=2, p=3, g=2, n=4, decay=decay, initial=True, erase=True, b=1) for decay in DECAYS),
+]
+
+
+def outputs(impl: str, at: list[int]) -> Callable[[ScanInputs], list[Tensor]]:
+    return lambda x: [*scan.run(x, impl=impl), scan.states(x, at, impl=impl), scan.states(x, impl=impl)]
+
+
+def there(x: ScanInputs) -> ScanInputs:
+    return x.map(lambda z: z.to(DEVICE))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_triton_is_naive(case: Case) -> None:
+    at = [case.t - 1, 0, case.t // 2]
+    x = make(case, torch.float32)
+    true, slopes = gradients(x.cast(torch.float64), outputs("naive", at))
+    found, found_slopes = gradients(there(x), lambda z: [y.cpu() for y in outputs("triton", at)(z)])
+    for name, a, b in zip(("y", "final", "some states", "all states"), found, true, strict=True):
+        assert a.dtype == torch.float32
+        assert relative_error(a, b) < TOL[torch.float32], name
+    for name, slope in slopes.items():
+        assert relative_error(found_slopes[name].cpu(), slope) < GRAD_TOL[torch.float32], f"gradient of {name}"
+
+
+def test_bfloat16_products_are_asked_for() -> None:
+    x = make(Case(t=40, h=2, p=16, g=1, n=16, b=1), torch.float32)
+    true, _ = naive.run(x.cast(torch.float64))
+    exact = relative_error(scan.run(there(x), impl="triton")[0].cpu(), true)
+    rounded = relative_error(scan.run(there(x), impl="triton", precision="bfloat16")[0].cpu(), true)
+    assert exact < TOL[torch.float32] < rounded < TOL[torch.bfloat16]
+
+
+@pytest.mark.parametrize("p", [1, 8])
+def test_half_precision_and_frozen_inputs(p: int) -> None:
+    x = make(Case(t=12, h=2, p=p, g=1, initial=True, b=1)).cast(torch.bfloat16)
+    true, last = naive.run(x.cast(torch.float64))
+    y, final = scan.run(there(x), impl="triton")
+    assert relative_error(y.cpu(), true) < TOL[torch.float32]
+    assert relative_error(final.cpu(), last) < TOL[torch.float32]
+    moved = there(x)
+    only_value = moved.replace(value=moved.value.clone().requires_grad_())
+    out, _ = scan.run(only_value, impl="triton")
+    (slope,) = torch.autograd.grad(out.sum(), only_value.value)
+    assert slope.dtype == torch.bfloat16
+    true_value = x.cast(torch.float64).value.requires_grad_()
+    (true_slope,) = torch.autograd.grad(naive.run(x.cast(torch.float64).replace(value=true_value))[0].sum(), true_value)
+    assert relative_error(slope.cpu(), true_slope) < TOL[torch.bfloat16]
+
+
+@pytest.mark.parametrize("p", [1, 3])
+def test_nothing_to_do(p: int) -> None:
+    x = there(make(Case(t=0, p=p, initial=True), torch.float32))
+    y, final = scan.run(x, impl="triton")
+    assert y.shape == (2, 0, 4, p)
+    assert torch.equal(final, x.initial)
+    assert scan.states(x, impl="triton").shape == (2, 0, 4, p, 5)
+    assert scan.states(there(make(Case(t=3, p=p), torch.float32)), [], impl="triton").shape == (2, 0, 4, p, 5)
+
+
+def test_the_delta_rule_differentiates_twice() -> None:
+    x = make(Case(t=4, h=1, p=2, g=1, n=3, erase=True, b=1), torch.float32)
+    value, write = (there(x).tensors()[k].clone().requires_grad_() for k in ("value", "write"))
+    y, _ = scan.run(there(x).replace(value=value, write=write), impl="triton")
+    (slope,) = torch.autograd.grad(y.square().sum(), value, create_graph=True)
+    (twice,) = torch.autograd.grad(slope.square().sum(), write)
+    assert twice.isfinite().all()
+    assert twice.any()
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[5], Case(t=6, erase=True, b=1)], ids=str)
+def test_attention_through_the_public_functions(case: Case) -> None:
+    x = make(case, torch.float32).replace(initial=None)
+    true = naive.attention(x.cast(torch.float64))
+    moved = there(x)
+    tol = TOL[torch.float32]
+    assert relative_error(attention.dense(moved, impl="triton").cpu(), true) < tol
+    assert relative_error(attention.dense(moved, [1, 0], impl="triton").cpu(), true[:, [1, 0]]) < tol
+    assert relative_error(attention.row(moved, 3, impl="triton").cpu(), true[:, :, 3]) < tol
+    assert relative_error(attention.column(moved, 2, impl="triton").cpu(), true[..., 2]) < tol
+    for how in attention.REDUCTIONS:
+        full = {"mean": true.mean(1), "mean_abs": true.abs().mean(1), "max_abs": true.abs().amax(1)}
+        expected = full.get(how, true.square().sum(1).sqrt())
+        assert relative_error(attention.reduce(moved, how, impl="triton").cpu(), expected) < tol
+    place = torch.arange(case.t, dtype=torch.float64)
+    distance = ((place[:, None] - place) * true.abs()).sum(-1) / true.abs().sum(-1)
+    assert relative_error(attention.distance(moved, impl="triton").cpu(), distance) < 4 * tol
+    assert relative_error(attention.distance(moved, [2, -1], impl="triton").cpu(), distance[..., [2, -1]]) < 4 * tol
+
+
+def test_kernels_are_checked_before_auto_relies_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device(DEVICE)
+    selfcheck.complaint.cache_clear()
+    backend._trusted.cache_clear()
+    monkeypatch.setattr(selfcheck, "_cases", lambda: [make(Case(t=5, h=2, p=1, g=1, b=1), torch.float32)])
+    assert selfcheck.complaint(device) is None
+    right = dispatch.run
+    for wrong, sentence in (
+        (lambda x, precision="float32": (right(x)[0] * 1.01, right(x)[1]), "differ from PyTorch's by"),
+        (lambda x, precision="float32": 1 / 0, "ZeroDivisionError"),
+    ):
+        monkeypatch.setattr(dispatch, "run", wrong)
+        selfcheck.complaint.cache_clear()
+        backend._trusted.cache_clear()
+        with pytest.warns(RuntimeWarning, match=f"are not used on {device}: .*{sentence}"):
+            assert not backend._trusted(device)
+        assert not backend._trusted(device)  # and says so once
+    selfcheck.complaint.cache_clear()
+    backend._trusted.cache_clear()
