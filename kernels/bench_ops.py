@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Op:
 def mamba(b: int, t: int, h: int, p: int, n: int, device: str, dtype: torch.dtype) -> ScanInputs:
     """Inputs like a released model's: p = 1 is Mamba-1 (decay per state), p > 1 Mamba-2 (decay per head)."""
     rng = torch.Generator(device).manual_seed(0)
-    placed = {"generator": rng, "device": device}
+    placed: dict[str, Any] = {"generator": rng, "device": device}
     # softplus of a bias drawn as at initialisation: steps from 0.001 to 0.1.
     dt = torch.rand(b, t, h, **placed).mul_(4.6).sub_(6.9).exp_()
     A = -torch.arange(1.0, n + 1, device=device).expand(h, n) if p == 1 else -(1 + 15 * torch.rand(h, 1, **placed))

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import install_import_hook
 from torch import Tensor
 
-# Without a CUDA device the Triton kernels run in Triton's interpreter, which has to be asked for before they are imported.
+# Without a CUDA device the Triton kernels run in Triton's interpreter, asked for before they are imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -78,7 +78,7 @@ class Benchmark:
         rows = []
         for (method, baseline, metric), found in self.values.items():
             low, high = bootstrap(found, seed)
-            row = {"method": method, "baseline": baseline, "metric": metric, "better": BETTER.get(metric, "higher")}
+            row: dict[str, Any] = {"method": method, "baseline": baseline, "metric": metric, "better": BETTER.get(metric, "higher")}
             row |= {"prompts": len(found), "mean": float(found.mean()), "low": low, "high": high}
             chance = self.random_orders.get((baseline, metric))
             if chance is not None:
