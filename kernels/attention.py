@@ -208,8 +208,8 @@ def distance(inputs: ScanInputs, rows: Sequence[int] | None = None, *, impl: str
 
         if picked is not None and len(picked) * 8 <= inputs.length:
             return lines.distance(inputs, picked)
-        found = fused.distance(inputs)
-        return found if picked is None else found[..., picked]
+        every = fused.distance(inputs)
+        return every if picked is None else every[..., picked]
     if picked is not None and not inputs.has_erase and len(picked) * 8 <= inputs.length:
         found = [attention_lines.distance(inputs, t) for t in picked]
         shape = (inputs.batch, inputs.n_heads, 0)

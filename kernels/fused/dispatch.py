@@ -15,7 +15,7 @@ Every state of several channels is `walk`'s work too: writing them is the cost, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from . import ssd, ssd_backward, walk, walk_backward
 
 __all__ = ["refusal", "run", "states"]
 
-Picks = list[int] | str | None
+Picks = list[int] | Literal["all"] | None
 Outputs = tuple[Tensor | None, Tensor, Tensor | None]
 
 # Matrix units take at least 16 rows and columns: below that, padding them costs more than a walk.
