@@ -38,7 +38,7 @@ ALLOWED = {
     # Attribution recomputes the model from its weights, differentiably and piece by piece.
     "attribution": CORE
     | {"attention", "attribution", "exact", "lens", "loading", "models", "prompt", "recurrence", "trace"},
-    "plotting": {"analyses", "attention", "errors", "plotting", "recurrence", "trace"},
+    "plotting": {"analyses", "attention", "attribution", "errors", "plotting", "recurrence", "trace"},
     # Training shipped models needs the scan itself; bench times whole traces; the tuned lens comes with a model.
     "zoo": {"errors", "interventions", "kernels", "lens", "zoo", "tap", "loading", "recurrence", "trace"},
     "apps": {"analyses", "apps", "errors", "lens", "loading", "plotting", "prompt", "report", "trace", "zoo"},
