@@ -20,7 +20,7 @@ from torch import Tensor
 from ssmlens.attribution._baselines import Baseline
 from ssmlens.attribution._faithfulness import BETTER, measure
 from ssmlens.attribution._forward import Network
-from ssmlens.attribution._methods import METHODS, chosen_methods
+from ssmlens.attribution._methods import METHODS, SAMPLED, chosen_methods
 from ssmlens.attribution._perturb import Masked, order_of
 from ssmlens.errors import SsmlensError
 from ssmlens.lens import Lens
@@ -78,7 +78,12 @@ class Benchmark:
         rows = []
         for (method, baseline, metric), found in self.values.items():
             low, high = bootstrap(found, seed)
-            row: dict[str, Any] = {"method": method, "baseline": baseline, "metric": metric, "better": BETTER.get(metric, "higher")}
+            row: dict[str, Any] = {
+                "method": method,
+                "baseline": baseline,
+                "metric": metric,
+                "better": BETTER.get(metric, "higher"),
+            }
             row |= {"prompts": len(found), "mean": float(found.mean()), "low": low, "high": high}
             chance = self.random_orders.get((baseline, metric))
             if chance is not None:
@@ -115,6 +120,7 @@ def compare(
     output: str = "probability",
     points: int | None = 10,
     random_orders: int = 20,
+    samples: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Benchmark:
@@ -129,6 +135,7 @@ def compare(
         output: "probability" or "logit".
         points: of a curve; None for one per token.
         random_orders: per prompt, for the control.
+        samples: steps of integrated gradients, and samples of SmoothGrad and GradientSHAP; None for their own defaults.
         seed: of the random orders and of random scores.
         progress: called with prompts done and all.
 
@@ -141,6 +148,7 @@ def compare(
             raise SsmlensError(f"unknown metric {name!r}: choose from {', '.join(BETTER)}")
     if not cases:
         raise SsmlensError("a comparison needs at least one prompt")
+    options = {} if samples is None else {name: {word: samples} for name, word in SAMPLED.items()}
     network, generator = Network(lens), torch.Generator().manual_seed(seed)
     values: dict[tuple[str, str, str], list[float]] = {}
     chance: dict[tuple[str, str], list[float]] = {}
@@ -155,7 +163,7 @@ def compare(
         target = case.target
         for name in names:
             start = time.perf_counter()
-            found = METHODS[name](lens, case.ids, target)
+            found = METHODS[name](lens, case.ids, target, **options.get(name, {}))
             seconds[name] += (time.perf_counter() - start) / len(cases)
             scores[name], target = found.scores[0].double().cpu(), int(found.target[0])
         scores["recency"] = torch.arange(length, dtype=torch.float64)
@@ -190,6 +198,7 @@ def compare(
             "output": output,
             "points": points,
             "random_orders": random_orders,
+            "samples": samples,
             "seed": seed,
         },
     )

@@ -23,7 +23,7 @@ from ssmlens.errors import SsmlensError
 from ssmlens.lens import Lens
 from ssmlens.trace import MixerTrace, Trace
 
-__all__ = ["METHODS", "attribute", "chosen_methods", "map_scores"]
+__all__ = ["METHODS", "SAMPLED", "attribute", "chosen_methods", "map_scores"]
 
 Method = Callable[..., Attribution]
 
@@ -118,6 +118,9 @@ METHODS: dict[str, Method] = {
     **{kind: partial(map_scores, kind=kind) for kind in (*_ROWS, *_ROLLOUTS)},
 }
 """Every method that gives one score per token: ``METHODS[name](lens, prompt, target, position)``."""
+
+SAMPLED = {"integrated_gradients": "steps", "smoothgrad": "samples", "gradient_shap": "samples"}
+"""Methods that run the model many times, and the option that says how often."""
 
 
 def chosen_methods(names: Sequence[str] | str) -> list[str]:

@@ -20,6 +20,9 @@ OUTPUTS = ("probability", "logit")
 TOKENS_AT_ONCE = 16384
 """Rows times length of one batch."""
 
+# Masks of about the same size that run together.
+_TOGETHER = 64
+
 
 @dataclass(frozen=True, eq=False)
 class Masked:
@@ -50,8 +53,19 @@ class Masked:
 
     def __call__(self, keep: Tensor) -> Tensor:
         """(k,) answers for masks (k, t) of bool."""
-        at_once = max(1, TOKENS_AT_ONCE // max(1, len(self.x)))
-        return torch.cat([self._some(part) for part in keep.split(at_once)])
+        if self.start is not None:
+            return torch.cat([self._some(part) for part in keep.split(self._at_once(len(self.x)))])
+        # Masks of about the same size run together, and no longer than their longest.
+        sizes, order = keep.sum(1).sort()
+        out, first = [], 0
+        while first < len(order):
+            last = min(len(order), first + _TOGETHER, first + self._at_once(int(sizes[-1])))
+            out.append(self._some(keep[order[first:last]]))
+            first = last
+        return torch.cat(out)[order.argsort()]
+
+    def _at_once(self, length: int) -> int:
+        return max(1, TOKENS_AT_ONCE // max(1, length))
 
     def _some(self, keep: Tensor) -> Tensor:
         if self.start is not None:
@@ -60,8 +74,9 @@ class Masked:
         else:
             # Kept tokens move to the front in order; what stands behind them is never read.
             order = (~keep).to(torch.uint8).argsort(dim=1, stable=True)
-            x = self.x[order] * keep.gather(1, order)[..., None]
             last = (keep.sum(1) - 1).clamp(min=0).cpu()
+            order = order[:, : int(last.max()) + 1]
+            x = self.x[order] * keep.gather(1, order)[..., None]
         logits = self.network.last_logits(x, last)
         return (logits if self.output == "logit" else logits.softmax(-1))[:, self.target]
 

@@ -136,6 +136,9 @@ def faithfulness(
     ),
     points: Annotated[int, typer.Option(help="Points of a deletion or insertion curve.")] = 10,
     random_orders: Annotated[int, typer.Option(help="Random orders per prompt, for the control.")] = 20,
+    samples: Annotated[
+        int | None, typer.Option(help="Steps of integrated gradients, samples of SmoothGrad and GradientSHAP.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the random orders.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the table as .csv, .json or .parquet.")] = None,
     dtype: o.Dtype = "float32",
@@ -159,6 +162,7 @@ def faithfulness(
         [] if metrics == "none" else _split(metrics),
         points=points,
         random_orders=random_orders,
+        samples=samples,
         seed=seed,
         progress=show,
     )
