@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
 
-.PHONY: demo test test-gpu lint types format browser app clean
+.PHONY: demo test test-gpu lint types format notebooks browser app clean
 
 demo: $(READY)
 	@mkdir -p $(DEMO)
@@ -42,6 +42,10 @@ types: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Runs every notebook's source and writes the .ipynb beside it, with what its cells show.
+notebooks: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/_build.py $(ARGS)
 
 app: $(READY)
 	$(BIN)/ssmlens app
