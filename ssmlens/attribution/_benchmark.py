@@ -136,7 +136,7 @@ def compare(
         points: of a curve; None for one per token.
         random_orders: per prompt, for the control.
         samples: steps of integrated gradients, and samples of SmoothGrad and GradientSHAP; None for their own defaults.
-        seed: of the random orders and of random scores.
+        seed: of the random orders and random scores; prompt i draws from ``seed + i``.
         progress: called with prompts done and all.
 
     Raises:
@@ -149,7 +149,7 @@ def compare(
     if not cases:
         raise SsmlensError("a comparison needs at least one prompt")
     options = {} if samples is None else {name: {word: samples} for name, word in SAMPLED.items()}
-    network, generator = Network(lens), torch.Generator().manual_seed(seed)
+    network = Network(lens)
     values: dict[tuple[str, str, str], list[float]] = {}
     chance: dict[tuple[str, str], list[float]] = {}
     seconds = dict.fromkeys(names, 0.0)
@@ -159,6 +159,7 @@ def compare(
             values.setdefault((method, str(baseline), metric), []).append(value)
 
     for done, case in enumerate(cases):
+        generator = torch.Generator().manual_seed(seed + done)
         length, scores = len(case.ids), {}
         target = case.target
         for name in names:
