@@ -51,7 +51,9 @@ def encode(x: Any) -> Any:
 
 
 def decode(x: Any) -> Any:
-    """Nested lists of numbers with the words of `encode` turned back into floats."""
+    """Nested lists and dicts of numbers with the words of `encode` turned back into floats."""
+    if isinstance(x, dict):
+        return {k: decode(v) for k, v in x.items()}
     return [decode(v) for v in x] if isinstance(x, list) else WORDS.get(x, x) if isinstance(x, str) else x
 
 
