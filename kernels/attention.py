@@ -306,7 +306,7 @@ def _accumulate(out: Tensor, part: Tensor, how: str) -> None:
 
 
 def _blocks(inputs: ScanInputs, heads: list[int] | None) -> list[Block]:
-    return list(head_blocks(inputs.cast(), heads)) if inputs.length else []
+    return list(head_blocks(inputs.cast(), heads)) if inputs.length and inputs.batch else []
 
 
 def _alone(inputs: ScanInputs) -> bool:

@@ -27,17 +27,21 @@ def resolve(impl: str, inputs: ScanInputs) -> str:
     if impl not in IMPLS:
         raise ValueError(f"impl is one of {', '.join(IMPLS)}, got {impl!r}")
     if impl == "auto":
-        fits = inputs.value.is_cuda and inputs.value.dtype != torch.float64 and _has_triton()
+        fits = inputs.value.is_cuda and _has_triton() and _refusal(inputs) is None
         return "triton" if fits and _trusted(inputs.value.device) else "chunked"
     if impl == "triton":
         if not _has_triton():
             raise ValueError("impl='triton' needs the package triton, which is not installed: use impl='chunked'")
-        from .fused import dispatch
-
-        reason = dispatch.refusal(inputs)
+        reason = _refusal(inputs)
         if reason is not None:
             raise ValueError(f"impl='triton' {reason}")
     return impl
+
+
+def _refusal(inputs: ScanInputs) -> str | None:
+    from .fused import dispatch
+
+    return dispatch.refusal(inputs)
 
 
 @cache

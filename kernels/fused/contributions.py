@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..inputs import ScanInputs
 from ..segments import FORGET, base2
+from .device import on_its_device
 from .tiles import rows
 
 __all__ = ["BLOCK", "Parts", "far", "product", "rows", "tapped", "weight_planes"]
@@ -44,7 +45,9 @@ def _put(out_ptr, x, place, inside, plane):
 @triton.jit
 def _rounded(x):
     """To the nearest bfloat16, as float32; written out because Triton's interpreter cuts where a GPU rounds."""
-    return ((x.to(tl.int32, bitcast=True) + 0x8000) & -65536).to(tl.float32, bitcast=True)
+    rounded = ((x.to(tl.int32, bitcast=True) + 0x8000) & -65536).to(tl.float32, bitcast=True)
+    # A GPU's NaN is all ones: adding to it would carry into the sign, and give zero.
+    return tl.where(x == x, rounded, x)
 
 
 @triton.jit
@@ -72,12 +75,14 @@ def _far(
     for k in tl.static_range(TAPS):
         at = left + s + k
         until = tl.maximum((boundary - tl.load(clock_ptr + line + at)).to(tl.float32), 0.0)
-        given = tl.load(dt_ptr + line + at) * tl.load(source_ptr + k * heads.to(tl.int64) * length + line + left + s)
+        given = tl.load(dt_ptr + line + at) * tl.load(
+            source_ptr + k * tl.cast(heads, tl.int64) * length + line + left + s
+        )
         fall += tl.exp2(rate[:, None] * until[None, :]) * tl.load(write_row + at[None, :]) * given[None, :]
     tile = tl.dot(rise, fall, input_precision=PRECISION)
     row = tl.arange(0, ROWS)
     place = (h.to(tl.int64) * rows + row[:, None]) * columns + s[None, :]
-    _put(out_ptr, tile, place, (row < rows)[:, None], heads.to(tl.int64) * rows * columns)
+    _put(out_ptr, tile, place, (row < rows)[:, None], tl.cast(heads, tl.int64) * rows * columns)
 
 
 @triton.jit
@@ -95,7 +100,7 @@ def _tapped(
     begin = tl.program_id(1) % parts * CHANNELS
     has_r = (r < rows)[:, None]
     line = matrix_ptr + h.to(tl.int64) * matrix_h + r[:, None].to(tl.int64) * matrix_r
-    plane = heads.to(tl.int64) * channels * rows * columns
+    plane = tl.cast(heads, tl.int64) * channels * rows * columns
     # Whether the skip, M's extra diagonal, crosses this tile with any tap.
     lag = (start + r)[:, None] - (left + s)[None, :]
     crossed = start + tl.program_id(1) // parts * ROWS - left - tl.program_id(0) * COLUMNS < COLUMNS + TAPS
@@ -104,13 +109,13 @@ def _tapped(
         tile = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
         for k in tl.static_range(TAPS):
             column = left - first + s + k
-            given = tl.load(source_ptr + (k * heads.to(tl.int64) * channels + e) * length + left + s)
+            given = tl.load(source_ptr + (k * tl.cast(heads, tl.int64) * channels + e) * length + left + s)
             m = tl.load(line + column[None, :], mask=has_r & (column < width)[None, :], other=0.0)
             tile += m * given[None, :]
         if SKIP and crossed:
             skip = tl.load(skip_ptr + e)
             for k in tl.static_range(TAPS):
-                given = tl.load(source_ptr + (k * heads.to(tl.int64) * channels + e) * length + left + s)
+                given = tl.load(source_ptr + (k * tl.cast(heads, tl.int64) * channels + e) * length + left + s)
                 tile += tl.where(lag == k, (skip * given)[None, :], 0.0)
         gate = tl.load(gate_ptr + e * length + start + r)
         _put(out_ptr, tile * gate[:, None], (e * rows + r[:, None]) * columns + s[None, :], has_r, plane)
@@ -148,7 +153,7 @@ class Parts:
 
         def last(z: Tensor, *front: int) -> Tensor:
             """(t, ...) with time moved last, in float32, padded."""
-            out = torch.zeros(*front, padded, device=z.device)
+            out = torch.zeros(*front, padded, dtype=torch.float32, device=z.device)
             out[..., :length] = z
             return out
 
@@ -174,6 +179,7 @@ class Parts:
         )
 
 
+@on_its_device
 def far(parts: Parts, start: int, stop: int, left: int, right: int) -> Tensor:
     """Planes of the operand, (3 e, rows, columns) bfloat16, for columns whose taps all end before ``start``.
 
@@ -199,6 +205,7 @@ def far(parts: Parts, start: int, stop: int, left: int, right: int) -> Tensor:
     return out
 
 
+@on_its_device
 def tapped(parts: Parts, matrix: Tensor, first: int, start: int, stop: int, left: int, right: int) -> Tensor:
     """Planes of the operand, (3 e, rows, columns) bfloat16, from rows of M.
 

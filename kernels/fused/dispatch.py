@@ -33,6 +33,8 @@ Outputs = tuple[Tensor | None, Tensor, Tensor | None]
 
 # Matrix units take at least 16 rows and columns: below that, padding them costs more than a walk.
 _LEAST_CHANNELS = 8
+# Programs along all but the first axis of a launch; sequences of the batch are one of them.
+_MOST_ROWS = 65_535
 
 
 def refusal(x: ScanInputs) -> str | None:
@@ -41,6 +43,10 @@ def refusal(x: ScanInputs) -> str | None:
         return "needs tensors on a CUDA device (or TRITON_INTERPRET=1 in the environment)"
     if x.value.dtype == torch.float64:
         return "computes in float32: float64 inputs run with impl='chunked'"
+    if x.batch > _MOST_ROWS:
+        return (
+            f"takes at most {_MOST_ROWS:,} sequences at a time, got {x.batch:,}: cut the batch, or use impl='chunked'"
+        )
     return None
 
 
@@ -72,7 +78,7 @@ def _scan(x: ScanInputs, picks: Picks, want_output: bool, precision: str) -> Out
     if not x.length or not x.value.numel() or not x.d_state or picks == []:
         if picks is None:
             return *chunked.run(x), None
-        every = chunked.states(x, range(x.length) if picks == "all" else [])
+        every = chunked.states(x, range(x.length) if isinstance(picks, str) else picks)
         return None, every, every
     names, pieces = zip(*x.tensors().items(), strict=True)
     recorded = torch.is_grad_enabled() and any(z.requires_grad for z in pieces)

@@ -21,7 +21,8 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 def load_steps(step_ptr, place, mask, LOG: tl.constexpr):
     """The step sizes at these places, or the nats that they forget (LOG); 0 outside the mask."""
     steps = tl.load(step_ptr + place, mask=mask, other=0.0).to(tl.float32)
-    return tl.minimum(-steps if LOG else steps, _FORGET)
+    nats = -steps if LOG else steps
+    return tl.where(nats > _FORGET, _FORGET, nats)  # leaves NaN what it is, as a minimum on a GPU does not
 
 
 @triton.jit
@@ -53,7 +54,7 @@ def sum_blocks(
     place = (
         batch * step_b
         + step.to(tl.int64)[:, None] * step_t
-        + ((c // M).to(tl.int64) * step_h + c % M * step_n)[None, :]
+        + ((c // M).to(tl.int64) * step_h + (c % M).to(tl.int64) * step_n)[None, :]
     )
     steps = load_steps(step_ptr, place, exists[:, None] & (c < channels)[None, :], LOG)
     tl.store(sum_ptr + (batch * blocks + block) * channels + c, tl.sum(steps, axis=0), mask=c < channels)
@@ -121,16 +122,17 @@ def line_kernel(
     line = tl.zeros((S, H), dtype=tl.float32)
     if (block * S <= high) & (block * S + S > low):
         carry_ptr += (batch * blocks + block - first) * heads * (N if LOG and WIDE else 1)
-        # The slowest decay of the tile, in halvings, at the entry nearest to the line.
-        slowest = tl.full((H,), float("-inf"), dtype=tl.float32)
+        # Whether any decay of the tile, in halvings at the entry nearest to the line, is above underflow, or NaN.
+        alive = tl.zeros((H,), dtype=tl.int1)
         for j in range(N if WIDE else 1):
             if LOG:
                 nats = tl.load(carry_ptr + (h * N + j if WIDE else h), mask=known, other=0.0)
-                slowest = tl.maximum(slowest, -nats)
+                alive = alive | ((-nats <= _UNDERFLOW) == 0)
             else:
                 rate = tl.load(rate_ptr + j * heads + h, mask=known, other=0.0)
-                slowest = tl.maximum(slowest, tl.load(carry_ptr + h, mask=known, other=0.0) * rate)
-        if tl.max(tl.where(known, slowest, float("-inf")), axis=0) > _UNDERFLOW:
+                kept = tl.load(carry_ptr + h, mask=known, other=0.0) * rate
+                alive = alive | ((kept <= _UNDERFLOW) == 0)
+        if tl.max((alive & known).to(tl.int32), axis=0) > 0:
             line = entries(
                 step_ptr + batch * step_b, carry_ptr, rate_ptr, fixed_ptr + batch * fixed_b,
                 moving_ptr + batch * moving_b, position, reached, h, first_head, at, length, heads, step_t, step_h,
@@ -168,11 +170,13 @@ def entries(
     step_ptr += step.to(tl.int64)[:, None] * step_t + h.to(tl.int64)[None, :] * step_h
     stepped = exists[:, None] & known[None, :]
     if SHARED:
-        fixed_ptr += first_head * fixed_groups // heads * fixed_g
-        moving_ptr += position.to(tl.int64) * moving_t + first_head * moving_groups // heads * moving_g
+        fixed_ptr += tl.cast(first_head * fixed_groups // heads, tl.int64) * fixed_g
+        moving_ptr += (
+            position.to(tl.int64) * moving_t + tl.cast(first_head * moving_groups // heads, tl.int64) * moving_g
+        )
     else:
-        fixed_ptr += h * fixed_groups // heads * fixed_g
-        group = (h * moving_groups // heads * moving_g)[None, :]
+        fixed_ptr += (h * fixed_groups // heads).to(tl.int64) * fixed_g
+        group = ((h * moving_groups // heads).to(tl.int64) * moving_g)[None, :]
         moving_ptr += position.to(tl.int64)[:, None] * moving_t + group
     clock = tl.zeros((S, H), dtype=tl.float32)
     if not (LOG and WIDE):
@@ -226,8 +230,8 @@ def weigh(
     group = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
     position = low + tl.program_id(0) * S + tl.arange(0, S)
-    fixed_ptr += batch * fixed_b + group * fixed_groups // groups * fixed_g
-    moving_ptr += batch * moving_b + group * moving_groups // groups * moving_g
+    fixed_ptr += batch * fixed_b + tl.cast(group * fixed_groups // groups, tl.int64) * fixed_g
+    moving_ptr += batch * moving_b + tl.cast(group * moving_groups // groups, tl.int64) * moving_g
     moving_ptr += position.to(tl.int64)[:, None] * moving_t
     weight = tl.zeros((S,), dtype=tl.float32)
     for start in range(0, N, NB):

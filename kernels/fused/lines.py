@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..inputs import ScanInputs
 from ..segments import base2
+from .device import on_its_device
 from .line_kernels import carry_outward, line_kernel, sum_blocks, weigh
 
 __all__ = ["Tuning", "column", "distance", "row"]
@@ -50,6 +51,7 @@ class Tuning:
     sum_warps: int = 4
 
 
+@on_its_device
 def row(x: ScanInputs, t: int, tuning: Tuning | None = None) -> Tensor:
     """M[t, :], (b, h, s) in float32; entries after t are exactly 0.
 
@@ -64,6 +66,7 @@ def row(x: ScanInputs, t: int, tuning: Tuning | None = None) -> Tensor:
     return out
 
 
+@on_its_device
 def column(x: ScanInputs, s: int, tuning: Tuning | None = None) -> Tensor:
     """M[:, s], (b, h, t) in float32; entries before s are exactly 0. Arguments as for `row`."""
     line = _Line(x, s, False, tuning)
@@ -72,6 +75,7 @@ def column(x: ScanInputs, s: int, tuning: Tuning | None = None) -> Tensor:
     return out
 
 
+@on_its_device
 def distance(x: ScanInputs, rows: Sequence[int], tuning: Tuning | None = None) -> Tensor:
     """Mean distance of chosen rows in tokens, (b, h, len(rows)) in float32; NaN where a row is all zero.
 

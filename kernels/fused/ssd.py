@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..inputs import ScanInputs
+from .device import on_its_device
 from .products import INTERPRET, blocks, parts_of
 from .ssd_clock import Clocks, clocks
 from .ssd_kernels import _carry, _outputs, _outputs_shared, _picked
@@ -101,6 +102,7 @@ def carry(
     return every, final
 
 
+@on_its_device
 def forward(
     x: ScanInputs, picks: Sequence[int] | Literal["all"] | None = None, *,
     precision: str = "fp32", chunk: int | None = None, out_dtype: torch.dtype = torch.float32,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..inputs import ScanInputs
+from .device import on_its_device
 from .products import INTERPRET, blocks, parts_of
 from .ssd import carry, heads_together, key_tile, prepared
 from .ssd_backward_kernels import _keys, _rates, _values
@@ -21,6 +22,7 @@ from .ssd_clock import Clocks, clocks
 __all__ = ["backward"]
 
 
+@on_its_device
 def backward(
     x: ScanInputs, dy: Tensor | None, dfinal: Tensor | None = None, dstates: Tensor | None = None,
     picks: Sequence[int] | Literal["all"] | None = None, boundaries: Tensor | None = None, chunk: int | None = None,

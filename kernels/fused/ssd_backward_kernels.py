@@ -22,7 +22,7 @@ __all__ = ["_keys", "_rates", "_values"]
 def _decay(high_ptr, low_ptr, forgets_ptr, i, j, COUNT: tl.constexpr):
     """exp2 of the clock at places i minus that at places j, broadcast; 0 across a forgotten past, bounded."""
     steps = (tl.load(high_ptr + i) - tl.load(high_ptr + j)) + (tl.load(low_ptr + i) - tl.load(low_ptr + j))
-    decay = tl.exp2(tl.minimum(steps, 64.0))
+    decay = tl.exp2(tl.where(steps > 64.0, 64.0, steps))
     if COUNT:
         decay = tl.where(tl.load(forgets_ptr + i) == tl.load(forgets_ptr + j), decay, 0.0)
     return decay

@@ -123,7 +123,7 @@ def _outputs_shared(
             low_i, low_j = tl.load(low_ptr + clock + later), tl.load(low_ptr + clock + earlier)
             steps += low_i[:, None] - low_j[None, :]
         # What is not causal is 0 in `alike` already; the bound keeps it from becoming 0 times infinity.
-        matrix = tl.exp2(tl.minimum(steps, 64.0)) * alike
+        matrix = tl.exp2(tl.where(steps > 64.0, 64.0, steps)) * alike
         if COUNT:
             forgets_i, forgets_j = tl.load(forgets_ptr + clock + later), tl.load(forgets_ptr + clock + earlier)
             start = tl.where(forgets_i == 0, start, 0.0)

@@ -63,6 +63,12 @@ class Clocks:
 
 
 @triton.jit
+def _at_most(x, limit):
+    # Unlike a minimum on a GPU, this leaves NaN what it is.
+    return tl.where(x > limit, limit, x)
+
+
+@triton.jit
 def _block_clocks(
     step_ptr, a_ptr, dt_ptr, reset_ptr,
     rise_ptr, rest_ptr, fall_ptr, gain_ptr, count_ptr, start_ptr, starts_ptr, rate_ptr,
@@ -98,16 +104,22 @@ def _block_clocks(
             rate = -tl.load(a_ptr + head64[:, None] * a_h + n[None, :] * a_n, mask=held, other=0.0).to(tl.float64)
             if block == 0 and b == 0:
                 # Finite, since a step of 0 times infinity would be NaN.
-                halvings = tl.minimum(rate * LOG2E, 3.4028234663852886e38).to(tl.float32)
+                halvings = _at_most(rate * LOG2E, 3.4028234663852886e38).to(tl.float32)
                 tl.store(rate_ptr + head[:, None] * N + n[None, :], halvings, mask=(c < channels)[:, None])
             # In units of dt; the longest step that still matters is that of the slowest state that decays.
             slowest = tl.min(tl.where(rate > 0, rate * LOG2E, float("inf")), 1)
-            step = tl.minimum(gain.to(tl.float64), tl.minimum(LONGEST / slowest, 1e30)[None, :])
+            step = _at_most(gain.to(tl.float64), tl.minimum(LONGEST / slowest, 1e30)[None, :])
         else:
             rate = -tl.load(a_ptr + head64 * a_h, mask=c < channels, other=0.0).to(tl.float64)
-            step = tl.minimum(gain.to(tl.float64) * rate[None, :] * LOG2E, LONGEST)
+            step = _at_most(gain.to(tl.float64) * rate[None, :] * LOG2E, LONGEST)
     else:
-        place = step_ptr + b * step_b + t64[:, None] * step_t + head64[None, :] * step_h + state[None, :] * step_m
+        place = (
+            step_ptr
+            + b * step_b
+            + t64[:, None] * step_t
+            + head64[None, :] * step_h
+            + state.to(tl.int64)[None, :] * step_m
+        )
         log_decay = tl.load(place, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
         forgets = forgets | (log_decay < FORGETS)
         step = -LOG2E * log_decay
@@ -120,7 +132,8 @@ def _block_clocks(
     near = rise.to(tl.float32)
     tl.store(rise_ptr + to, near, mask=known)
     tl.store(rest_ptr + to, (rise - near.to(tl.float64)).to(tl.float32), mask=known)
-    tl.store(fall_ptr + to, tl.maximum(total[None, :] - rise, 0.0).to(tl.float32), mask=known)
+    until = total[None, :] - rise
+    tl.store(fall_ptr + to, tl.where(until < 0.0, 0.0, until).to(tl.float32), mask=known)
     # One place on: a running sum over these gives the clock at the start of every block.
     end = row * (blocks + 1) + block + 1
     tl.store(start_ptr + end, total, mask=c < channels)
@@ -168,7 +181,7 @@ def clocks(x: ScanInputs, block: int) -> Clocks:
     start = table(channels, blocks + 1, torch.float64)
     starts = table(channels, blocks + 1, torch.int32) if counted else None
     wide = max(16, triton.next_power_of_2(n))
-    rate = torch.empty(h, wide, device=like.device) if kind == RATES else None
+    rate = torch.empty(h, wide, dtype=torch.float32, device=like.device) if kind == RATES else None
     side = 16
     _block_clocks[(blocks, triton.cdiv(channels, side), b)](
         step, x.A, x.dt, x.reset, rise, rest, fall, gain, count, start, starts, rate,

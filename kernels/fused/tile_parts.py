@@ -203,8 +203,9 @@ def level_tile(
             v *= tl.load(gain_ptr + i)[None, :]
         v = tl.where(open_, v * write_columns(write_ptr, i, n, length, n_states, write_t, write_n), 0.0)
         tile += product(u, v, PRECISION)
+    # Also what is 0 already, unless NaN came in: it stays with the pairs that it belongs to.
     same = (place // (2 * HALF))[:, None] == (place // (2 * HALF))[None, :]
-    return tl.where(same, tile, 0.0)
+    return tl.where(same & later[:, None] & (later[None, :] == 0), tile, 0.0)
 
 
 @triton.jit

@@ -20,6 +20,12 @@ __all__ = ["finish_kernel", "reduce_kernel", "reduce_rates_kernel"]
 
 
 @triton.jit
+def _larger(a, b):
+    # A GPU's plain maximum drops NaN.
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _add(total, tile, HOW: tl.constexpr):
     if HOW == "mean":
         return total + tile
@@ -28,7 +34,7 @@ def _add(total, tile, HOW: tl.constexpr):
     elif HOW == "norm":
         return total + tile * tile
     else:
-        return tl.maximum(total, absolute(tile))
+        return _larger(total, absolute(tile))
 
 
 @triton.jit
@@ -44,7 +50,7 @@ def _below(pid):
 def _write(out_ptr, total, i, j, length, scale, HOW: tl.constexpr):
     if HOW == "norm":
         total = tl.sqrt(total)
-    size = length.to(tl.int64)
+    size = tl.cast(length, tl.int64)
     to = out_ptr + tl.program_id(2).to(tl.int64) * size * size + i.to(tl.int64)[:, None] * size + j[None, :]
     tl.store(to, total * scale, mask=(i < length)[:, None] & (j < length)[None, :])
 
@@ -73,7 +79,7 @@ def finish_kernel(
     for share in range(shares):
         at = (share * tl.num_programs(2) + tl.program_id(2).to(tl.int64)) * tiles + pid
         tile = tl.load(partial_ptr + at * (BLOCK * BLOCK) + place[:, None] * BLOCK + place[None, :])
-        total = tl.maximum(total, tile) if HOW == "max_abs" else total + tile
+        total = _larger(total, tile) if HOW == "max_abs" else total + tile
     _write(out_ptr, total, i, j, length, scale, HOW)
     if DIAGONAL:
         zero = tl.zeros([BLOCK, BLOCK], tl.float32)
@@ -117,9 +123,9 @@ def reduce_kernel(
         bh = b * heads + h
         reads, writes = read_ptr, write_ptr
         if not ONE_READ:
-            reads += h // read_heads * read_g
+            reads += tl.cast(h // read_heads, tl.int64) * read_g
         if not ONE_WRITE:
-            writes += h // write_heads * write_g
+            writes += tl.cast(h // write_heads, tl.int64) * write_g
         rate = rate_ptr + h * N
         channel = bh * n_states if KIND == 2 else bh
         rise, rest, fall = rise_ptr + channel * padded, rest_ptr + channel * padded, fall_ptr + channel * padded

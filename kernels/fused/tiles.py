@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from ..inputs import ScanInputs
+from .device import on_its_device
 from .tile_clock import PER_HEAD, PER_STATE, RATES, Clocks, clocks
 from .tile_reduce import finish_kernel, reduce_kernel, reduce_rates_kernel
 from .tile_rows import rows_kernel
@@ -49,26 +50,29 @@ def dense(x: ScanInputs, tuning: Tuning | None = None) -> Tensor:
     return rows(x, 0, x.length, tuning)
 
 
+@on_its_device
 def rows(x: ScanInputs, start: int, stop: int, tuning: Tuning | None = None) -> Tensor:
     """Rows ``start`` to ``stop`` of M, (b, h, stop - start, stop) float32, exactly 0 above the diagonal."""
-    out = torch.empty(x.batch, x.n_heads, stop - start, stop, device=x.value.device)
+    out = torch.empty(x.batch, x.n_heads, stop - start, stop, dtype=torch.float32, device=x.value.device)
     return _by_rows(x, start, stop, out, weigh=False, tuning=tuning)
 
 
+@on_its_device
 def distance(x: ScanInputs, tuning: Tuning | None = None) -> Tensor:
     """sum_s (t - s) |M[t, s]| / sum_s |M[t, s]| of every row t, (b, h, t) float32; NaN where the row is all zero."""
-    out = torch.empty(x.batch, x.n_heads, x.length, device=x.value.device)
+    out = torch.empty(x.batch, x.n_heads, x.length, dtype=torch.float32, device=x.value.device)
     return _by_rows(x, 0, x.length, out, weigh=True, tuning=tuning)
 
 
+@on_its_device
 def reduce(x: ScanInputs, how: str, tuning: Tuning | None = None) -> Tensor:
     """One map over heads, (b, t, t) float32: "mean", "mean_abs", "max_abs" or "norm" (root of the sum of squares)."""
     b, length, h = x.batch, x.length, x.n_heads
     if not b * length:
-        return torch.zeros(b, length, length, device=x.value.device)
+        return torch.zeros(b, length, length, dtype=torch.float32, device=x.value.device)
     tuned = tuning or Tuning()
     table = clocks(x, tuned.block)
-    out = torch.empty(b, length, length, device=x.value.device)
+    out = torch.empty(b, length, length, dtype=torch.float32, device=x.value.device)
     pieces, strides = _arguments(x, table)
     constants = _constants(x, table, tuned)
     one = x.read.shape[2] == x.write.shape[2] == 1
@@ -80,7 +84,11 @@ def reduce(x: ScanInputs, how: str, tuning: Tuning | None = None) -> Tensor:
         part = -(-h // _shares(tuned, count * b, h, diagonal, x.value.device))
         shares = -(-h // part)
         partial = diagonal or shares > 1
-        to = torch.empty(shares, b, count, tuned.block, tuned.block, device=out.device) if partial else out
+        to = (
+            torch.empty(shares, b, count, tuned.block, tuned.block, dtype=out.dtype, device=out.device)
+            if partial
+            else out
+        )
         options = {"HOW": how, "PARTIAL": partial, "maxnreg": tuned.registers}
         if quick and not diagonal:
             reduce_rates_kernel[(count, shares, b)](

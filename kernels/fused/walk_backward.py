@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..inputs import ScanInputs
 from . import walk_backward_kernels as kernels
+from .device import on_its_device
 
 __all__ = ["EVERY", "Plan", "backward", "plan"]
 
@@ -94,6 +95,7 @@ def _fills(x: ScanInputs, unit: int, cut: Plan) -> bool:
     return not (unit % (cut.heads * cut.per_thread) or x.length % cut.steps or x.d_state != cut.states * cut.lanes)
 
 
+@on_its_device
 def backward(
     x: ScanInputs,
     dy: Tensor | None,
@@ -288,7 +290,7 @@ def _add_up(parts: Tensor) -> Tensor:
         return parts[:, 0]
     out = parts.new_empty(outer, size)
     rows, block = min(16, triton.next_power_of_2(count)), 64
-    kernels.add_up[(triton.cdiv(size, block), outer)](parts, out, count, size, ROWS=rows, BLOCK=block, num_warps=4)
+    kernels.add_up[(triton.cdiv(size, block) * outer,)](parts, out, count, size, ROWS=rows, BLOCK=block, num_warps=4)
     return out
 
 

@@ -63,7 +63,7 @@ def local_ends(
     step_live = both if KIND == LOG_STATE else live
     if DY:
         dy_places = places(dy_ptr + b * dy_b + last * dy_t, dy_h, 0, heads, 0, J)
-        group = (block // BLOCKS) * UNIT // READ_HEADS
+        group = ((block // BLOCKS) * UNIT // READ_HEADS).to(tl.int64)
         read_place = read_ptr + b * read_b + group * read_g + last * read_t + n * read_n
     q, total = (), ()
     for _ in tl.static_range(J):
@@ -198,7 +198,9 @@ def walk_back(
         start = stop - (i + 1) * K
         far = start.to(tl.int64)
         value_places = places(value_ptr + b * value_b + far * value_t, value_h, 0, heads, 0, J)
-        write_place = write_ptr + b * write_b + first // WRITE_HEADS * write_g + far * write_t + n * write_n
+        write_place = (
+            write_ptr + b * write_b + (first // WRITE_HEADS).to(tl.int64) * write_g + far * write_t + n * write_n
+        )
         dt_places = value_places
         if DT:
             dt_places = places(dt_ptr + b * dt_b + far * dt_t, dt_h, 0, heads, 0, J)
@@ -209,7 +211,7 @@ def walk_back(
             log_places = places(log_ptr + b * log_b + far * log_t, log_h, log_n, heads, n, J)
         if DY:
             dy_places = places(dy_ptr + b * dy_b + far * dy_t, dy_h, 0, heads, 0, J)
-            read_place = read_ptr + b * read_b + first // READ_HEADS * read_g + far * read_t + n * read_n
+            read_place = read_ptr + b * read_b + (first // READ_HEADS).to(tl.int64) * read_g + far * read_t + n * read_n
         # The state before step `start`: from memory, then forward to it where EACH is several K.
         state = ()
         bound = start // EACH
@@ -315,8 +317,9 @@ def walk_back(
 @triton.jit
 def add_up(parts_ptr, out_ptr, count, size, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """(outer, count, size) summed over its middle axis, always in the same order."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    outer = tl.program_id(1).to(tl.int64)
+    across = tl.cdiv(size, BLOCK)
+    at = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    outer = (tl.program_id(0) // across).to(tl.int64)
     inside = at < size
     total = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
     for i in range(0, count, ROWS):

@@ -123,10 +123,10 @@ def rates_of(a_ptr, a_h, a_n, heads, live, n, N: tl.constexpr, J: tl.constexpr, 
         if KIND == RATE_STATE:
             at = a_ptr + heads[j] * a_h + n * a_n
             rate = tl.load(at, mask=live[j] & (n < N), other=0.0).to(tl.float32)
-            out += (tl.maximum(rate, LOWEST) * LOG2_E,)
+            out += (tl.where(rate < LOWEST, LOWEST, rate) * LOG2_E,)
         elif KIND == RATE_HEAD:
             rate = tl.load(a_ptr + heads[j] * a_h, mask=live[j], other=0.0).to(tl.float32)
-            out += (tl.maximum(rate, LOWEST) * LOG2_E,)
+            out += (tl.where(rate < LOWEST, LOWEST, rate) * LOG2_E,)
         else:
             out += (LOG2_E,)
     return out

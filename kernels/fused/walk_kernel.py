@@ -77,23 +77,25 @@ def walk_kernel(
     # 64 bits, because the stride of a channel is all of time where channels come before time in memory.
     own = (row // F.P).to(tl.int64)
     head = head.to(tl.int64)
-    writer = (by_writer // write_rows)[:, None]
-    reader = (by_reader // read_rows)[:, None]
-    lanes = lane[None, :]
+    writer = (by_writer // write_rows).to(tl.int64)[:, None]
+    reader = (by_reader // read_rows).to(tl.int64)[:, None]
+    lanes = lane.to(tl.int64)[None, :]
+    seen_row = (by_eraser // seen_rows).to(tl.int64)[:, None]
+    cut_row = (by_eraser // cut_rows).to(tl.int64)[:, None]
     at = (
         x_ptr + (batch * x_b + begin * F.x_t) + own * x_h + (row % F.P).to(tl.int64) * x_p,
         dt_ptr + (batch * dt_b + begin * F.dt_t) + head * dt_h,
         log_ptr + (batch * log_b + begin * F.log_t) + head * log_h,
         write_ptr + (batch * write_b + begin * F.write_t) + writer * write_g + lanes * write_n,
         read_ptr + (batch * read_b + begin * F.read_t) + reader * read_g + lanes * read_n,
-        seen_ptr + (batch * seen_b + begin * F.seen_t) + (by_eraser // seen_rows)[:, None] * seen_g + lanes * seen_n,
-        cut_ptr + (batch * cut_b + begin * F.cut_t) + (by_eraser // cut_rows)[:, None] * cut_g + lanes * cut_n,
+        seen_ptr + (batch * seen_b + begin * F.seen_t) + seen_row * seen_g + lanes * seen_n,
+        cut_ptr + (batch * cut_b + begin * F.cut_t) + cut_row * cut_g + lanes * cut_n,
         gate_ptr + (batch * gate_b + begin * F.gate_t) + own * gate_h,
         reset_ptr + batch * reset_b + begin * F.reset_t,
         slot_ptr + begin,
     )  # fmt: skip
     if F.PER_STATE and not F.FACTORED:
-        at = at[:2] + (at[2][:, None] + lane[None, :] * log_n,) + at[3:]
+        at = at[:2] + (at[2][:, None] + lanes * log_n,) + at[3:]
 
     # What does not change with time.
     a = tl.zeros((1, 1), tl.float32)
@@ -104,7 +106,9 @@ def walk_kernel(
             a = tl.load(a_ptr + head[:, None] * a_h + lane[None, :] * a_n, mask=inside_hn, other=0.0)
         else:
             a = tl.load(a_ptr + head * a_h, mask=inside_h, other=0.0)[:, None]
-        a = tl.maximum(a.to(tl.float32), LOWEST) * LOG2_E  # finite, because 0 * inf is NaN
+        a = a.to(tl.float32)
+        # Finite, because 0 * inf is NaN; a NaN stays, which a maximum on a GPU would drop.
+        a = tl.where(a < LOWEST, LOWEST, a) * LOG2_E
     if F.BIAS:
         bias = tl.load(bias_ptr + head * bias_h, mask=inside_h, other=0.0).to(tl.float32)
     if F.SKIP:

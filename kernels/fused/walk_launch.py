@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 from ..inputs import ScanInputs
+from .device import on_its_device
 from .walk_kernel import walk_kernel
 from .walk_plan import Plan
 from .walk_token import ENDS, EVERY, LISTED, NONE, RESUME, WHOLE, Cut
@@ -50,6 +51,7 @@ def which_states(
     return every, picks
 
 
+@on_its_device
 def launch(
     x: ScanInputs,
     plan: Plan,

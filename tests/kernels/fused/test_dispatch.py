@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = [
-    *(Case(t=9, h=4, p=1, g=2, n=3, decay=decay, initial=True, reset=True) for decay in DECAYS),
-    *(Case(t=19, h=2, p=8, g=1, n=5, decay=decay, initial=True, reset=True, b=1) for decay in DECAYS),
+    *(Case(t=9, h=2, p=1, g=2, n=3, decay=decay, initial=True, reset=True, b=1) for decay in DECAYS),
+    *(Case(t=17, h=2, p=8, g=1, n=5, decay=decay, initial=True, reset=True, b=1) for decay in DECAYS),
     *(Case(t=7, h=2, p=2, g=1, n=3, decay=decay, b=1) for decay in DECAYS),
     *(Case(t=6, h=2, p=3, g=2, n=4, decay=decay, initial=True, erase=True, b=1) for decay in DECAYS),
 ]

@@ -18,9 +18,9 @@ F32 = torch.float32
 
 CASES = [
     (Case(t=1, initial=True), None),
-    (Case(t=63, decay="log head", initial=True), None),
+    (Case(t=63, decay="log head", initial=True, b=1), None),
     (Case(t=64, h=2, reset=True, initial=True, b=1), 32),
-    (Case(t=65, h=2, decay="log head", reset=True), 32),
+    (Case(t=65, h=2, decay="log head", reset=True, b=1), 32),
     (Case(t=33, h=6, g=2, read_groups=3, n=7, b=1), 32),
     (Case(t=40, h=4, g=1, read_groups=4, n=16, p=16, b=1), 16),
     (Case(t=33, p=1, n=1, b=1), 16),
@@ -28,7 +28,6 @@ CASES = [
     (Case(t=70, scale=1e-6, initial=True, b=1), 64),
     (Case(t=70, scale=50.0, initial=True, b=1), 64),
     (Case(t=70, scale=50.0, decay="log head", b=1), 64),
-    (Case(t=500, h=2, g=1, p=16, n=16, b=1), None),
     (Case(t=1000, h=1, g=1, p=16, n=16, b=1), None),
 ]
 
@@ -52,7 +51,7 @@ def test_outputs_and_states_equal_the_loop(case: Case, chunk: int | None):
 
 
 def test_boundaries_are_the_states_entering_each_chunk():
-    x, true = given(Case(t=70, initial=True, reset=True))
+    x, true = given(Case(t=70, h=2, initial=True, reset=True, b=1))
     found = ssd.forward(x, chunk=32)
     assert found.chunk == 32
     assert found.states is None
@@ -72,7 +71,7 @@ def test_states_in_any_order_with_repeats_and_all_of_them():
 @pytest.mark.parametrize("together", [0, 2], ids=["one head", "two heads"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_narrow_inputs_keep_full_accuracy(dtype: torch.dtype, together: int):
-    x, true = given(Case(t=40, h=4, g=2, p=16, n=16), dtype)
+    x, true = given(Case(t=40, h=4, g=2, p=16, n=16, b=1), dtype)
     found = ssd.forward(x, chunk=32, tuning={"outputs": {"together": together}})
     y, final = naive.run(true)
     assert relative_error(found.y.cpu(), y) < TOL[F32]
@@ -80,7 +79,7 @@ def test_narrow_inputs_keep_full_accuracy(dtype: torch.dtype, together: int):
 
 
 def test_bfloat16_on_request():
-    x, true = given(Case(t=70, h=4, g=2, p=16, n=16, initial=True), torch.bfloat16)
+    x, true = given(Case(t=70, h=2, g=1, p=16, n=16, initial=True, b=1), torch.bfloat16)
     found = ssd.forward(x, [30], precision="bf16", out_dtype=torch.bfloat16)
     y, final = naive.run(true)
     assert found.y.dtype == found.boundaries.dtype == torch.bfloat16
@@ -89,7 +88,7 @@ def test_bfloat16_on_request():
 
 
 def test_two_parts_are_between():
-    x, true = given(Case(t=70, h=2, g=1, p=16, n=16))
+    x, true = given(Case(t=70, h=1, g=1, p=16, n=16, b=1))
     found = ssd.forward(x, tuning={"parts": 2})
     # 16 bits of each operand: twice that where both are rounded.
     assert 1e-7 < relative_error(found.y.cpu(), naive.run(true)[0]) < 4 * 2**-17
@@ -108,11 +107,11 @@ def test_a_huge_step_leaves_its_neighbours_digits():
 
 
 def test_strided_inputs_and_steps_of_zero():
-    x, _ = given(Case(t=40, h=4, g=2, initial=True))
+    x, _ = given(Case(t=20, h=2, g=2, initial=True))
     loose = x.replace(
         value=x.value.transpose(2, 3).contiguous().transpose(2, 3),
         write=torch.stack([x.write, x.write], 3)[:, :, :, 1],
-        read=torch.cat([x.read, x.read], 1)[:, 40:],
+        read=torch.cat([x.read, x.read], 1)[:, 20:],
         dt=x.dt.mT.contiguous().mT.clone(memory_format=torch.preserve_format),
         initial=x.initial.mT.contiguous().mT,
     )
@@ -125,7 +124,7 @@ def test_strided_inputs_and_steps_of_zero():
 
 
 def test_two_runs_agree_to_the_bit():
-    x, _ = given(Case(t=40, h=4, g=2, b=1))
+    x, _ = given(Case(t=40, h=2, g=2, b=1))
     first, second = ssd.forward(x, [3], chunk=32), ssd.forward(x, [3], chunk=32)
     for one, two in zip(first[:4], second[:4], strict=True):
         assert torch.equal(one, two)

@@ -18,15 +18,15 @@ F32 = torch.float32
 
 CASES = [
     (Case(t=1, initial=True, b=1), None, [0]),
-    (Case(t=63, b=1), None, []),
+    (Case(t=63, h=2, b=1), None, []),
     (Case(t=64, h=2, decay="log head", reset=True, initial=True, b=1), 32, [3, 63, 3]),
     (Case(t=65, h=2, reset=True, initial=True, b=1), 32, [40, 31, 32]),
     (Case(t=33, h=6, g=2, read_groups=3, n=7, b=1), 32, []),
     (Case(t=40, h=4, g=1, read_groups=4, n=7, decay="log head", b=1), 32, []),
-    (Case(t=33, p=1, n=1, b=1), 16, [20]),
+    (Case(t=33, h=2, p=1, n=1, b=1), 16, [20]),
     (Case(t=20, h=1, g=1, p=70, n=130, b=1), 16, [5]),
-    (Case(t=40, scale=1e-6, initial=True, b=1), 32, []),
-    (Case(t=40, scale=50.0, initial=True, b=1), 32, []),
+    (Case(t=40, h=2, scale=1e-6, initial=True, b=1), 32, []),
+    (Case(t=40, h=2, scale=50.0, initial=True, b=1), 32, []),
     (Case(t=130, h=1, g=1, p=16, n=16, b=1), None, []),
 ]
 
@@ -61,7 +61,7 @@ def test_gradients_equal_those_of_the_loop(case: Case, chunk: int | None, picks:
 
 def test_narrow_inputs():
     """Only value's gradient is rounded: it comes in value's dtype."""
-    case = Case(t=40, h=4, g=2, p=16, n=16, b=1)
+    case = Case(t=40, h=2, g=1, p=16, n=16, b=1)
     found, true = found_and_true(case, 32, [7], torch.bfloat16)
     assert found["value"].dtype == torch.bfloat16
     assert relative_error(found.pop("value"), true["value"]) < 5e-3
@@ -73,7 +73,7 @@ def test_narrow_inputs():
 
 
 def test_all_states_and_nothing_else():
-    x = make(Case(t=18, h=2, g=1, b=1), F32)
+    x = make(Case(t=18, h=1, g=1, b=1), F32)
     outputs, true = gradients(x.cast(torch.float64), lambda z: [naive.states(z)])
     weights = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x = x.map(lambda z: z.to(DEVICE))
@@ -94,8 +94,8 @@ def test_decays_of_zero_have_a_gradient_of_zero():
 
 def test_a_scaled_write_with_its_own_decay():
     """dt beside log_decay scales the write and nothing else."""
-    x = make(Case(t=20, decay="log head", b=1), F32)
-    x = x.replace(dt=torch.rand(1, 20, 4, generator=torch.Generator().manual_seed(2)))
+    x = make(Case(t=20, h=2, decay="log head", b=1), F32)
+    x = x.replace(dt=torch.rand(1, 20, 2, generator=torch.Generator().manual_seed(2)))
     outputs, true = gradients(x.cast(torch.float64), lambda z: list(naive.run(z)))
     rng = torch.Generator().manual_seed(1)
     dy, dfinal = (torch.randn(out.shape, generator=rng, dtype=torch.float64).to(DEVICE, F32) for out in outputs)
@@ -108,7 +108,7 @@ def test_a_scaled_write_with_its_own_decay():
 
 
 def test_strided_gradients_and_two_runs():
-    x = make(Case(t=20, h=4, g=2, b=1), F32).map(lambda z: z.to(DEVICE))
+    x = make(Case(t=20, h=2, g=1, b=1), F32).map(lambda z: z.to(DEVICE))
     kept = ssd.forward(x, chunk=32)
     dy = torch.randn(x.value.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     loose = dy.transpose(1, 3).contiguous().transpose(1, 3)
