@@ -23,7 +23,7 @@ from ssmlens.errors import SsmlensError
 from ssmlens.lens import Lens
 from ssmlens.trace import MixerTrace, Trace
 
-__all__ = ["METHODS", "SAMPLED", "attribute", "chosen_methods", "map_scores"]
+__all__ = ["METHODS", "SAMPLED", "attribute", "chosen_methods", "map_scores", "one_method"]
 
 Method = Callable[..., Attribution]
 
@@ -127,15 +127,28 @@ def chosen_methods(names: Sequence[str] | str) -> list[str]:
     """Names of methods, checked; "all" is every one.
 
     Raises:
-        SsmlensError: an unknown name.
+        SsmlensError: an unknown name, or none.
     """
     wanted = [names] if isinstance(names, str) else list(names)
     if wanted == ["all"]:
         return list(METHODS)
+    if not wanted:
+        raise SsmlensError(f"no method is named: choose from all, {', '.join(METHODS)}")
     for name in wanted:
         if name not in METHODS:
             raise SsmlensError(f"unknown method {name!r}: choose from all, {', '.join(METHODS)}")
     return wanted
+
+
+def one_method(name: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        SsmlensError: an unknown name; "all" is none, since it stands for several.
+    """
+    if name not in METHODS:
+        raise SsmlensError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+    return METHODS[name]
 
 
 def attribute(
@@ -156,5 +169,4 @@ def attribute(
     Raises:
         SsmlensError: an unknown method.
     """
-    (name,) = chosen_methods([method])
-    return METHODS[name](lens, prompt, target, position, **options)
+    return one_method(method)(lens, prompt, target, position, **options)

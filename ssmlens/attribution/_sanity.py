@@ -13,7 +13,7 @@ from torch import Tensor
 from ssmlens.attribution._baselines import Baseline
 from ssmlens.attribution._common import Prompt
 from ssmlens.attribution._forward import Network
-from ssmlens.attribution._methods import METHODS, chosen_methods
+from ssmlens.attribution._methods import one_method
 from ssmlens.attribution._perturb import Masked
 from ssmlens.attribution.result import Attribution
 from ssmlens.errors import SsmlensError
@@ -163,19 +163,19 @@ def randomisation(
     """
     from scipy.stats import spearmanr
 
-    (name,) = chosen_methods([method])
-    found = METHODS[name](lens, prompt)
+    run = one_method(method)
+    found = run(lens, prompt)
     before = found.scores[0].double().cpu()
     top = max(1, len(before) // 10)
     signed, absolute, overlap = {}, {}, {}
     for group, model in _randomised(lens, groups, seed):
         other = load(model, device=str(lens.device), dtype=lens.dtype, tokenizer=lens.tokenizer)
-        after = METHODS[name](other, prompt, int(found.target[0])).scores[0].double().cpu()
+        after = run(other, prompt, int(found.target[0])).scores[0].double().cpu()
         signed[group] = float(spearmanr(before, after).statistic)
         absolute[group] = float(spearmanr(before.abs(), after.abs()).statistic)
         kept = set(before.abs().topk(top).indices.tolist()) & set(after.abs().topk(top).indices.tolist())
         overlap[group] = len(kept) / top
-    settings = {"model": lens.name, "method": name, "tokens": len(before), "seed": seed}
+    settings = {"model": lens.name, "method": method, "tokens": len(before), "seed": seed}
     return Randomisation(signed, absolute, overlap, settings)
 
 

@@ -44,9 +44,9 @@ def attribute(
     """Attribute one prediction to the tokens of the prompt, with the error of the sum beside it."""
     output.check_target(out, FILES)
     from ssmlens.attribution._methods import attribute as run
-    from ssmlens.attribution._methods import chosen_methods
+    from ssmlens.attribution._methods import one_method
 
-    chosen_methods([method])
+    one_method(method)
     prompt = o.prompt(model, text, file, ids)
     lens = o.open_lens(model, dtype, device)
     wanted = int(target) if target is not None and target.lstrip("-").isdigit() else target

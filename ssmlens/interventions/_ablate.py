@@ -38,7 +38,7 @@ gate     SiLU(z)
 """
 
 INDEXED = ("head", "channel", "state")
-HOWS = ("mean", "zero", "resample", "one")
+HOWS = ("zero", "mean", "resample", "one")
 """What comes in its place; "one" is for the gate alone and leaves the product out."""
 
 Swap = Callable[[str, Tensor], Tensor]
@@ -56,7 +56,7 @@ def ablate(
     prompt: str | Sequence[str] | Sequence[int] | Tensor,
     layers: int | Iterable[int] | None = None,
     parts: Any = "block",
-    how: str = "mean",
+    how: str = "zero",
     *,
     positions: Any = None,
     reference: Any = None,
@@ -70,11 +70,12 @@ def ablate(
         layers: where; all with a recurrence by default.
         parts: a name of `PARTS`, a pair such as ("state", [0, 5]), a mapping {"head": [1], "skip": None}, or a list
             of names and pairs. "head", "channel" and "state" need indices.
-        how: "mean" of the part over the real tokens of the reference run, "zero", "resample": its values at tokens
-            drawn from the reference run, the same draw for all parts and layers; "one" for the gate.
+        how: "zero" drops the part; "mean" is that of the part over the real tokens of the reference run, "resample"
+            its values at tokens drawn from the reference run, the same draw for all parts and layers; "one" is for
+            the gate.
         positions: the tokens at which it is replaced, in any form that `knockout` takes; all by default.
         reference: prompt or prompts whose unchanged run gives means and values; by default ``prompt`` itself, whose
-            mean still tells of the prompt.
+            mean still tells of the prompt. It goes with "mean" and "resample" alone.
         seed: of the draw.
 
     Returns:
@@ -90,6 +91,8 @@ def ablate(
         raise SsmlensError(f"unknown way {how!r} to ablate: choose one of {', '.join(HOWS)}")
     if how == "one" and names != {"gate"}:
         raise SsmlensError("how='one' leaves the product with the gate out, so it goes with parts='gate' alone")
+    if reference is not None and how in ("zero", "one"):
+        raise SsmlensError(f"how={how!r} reads no reference run: leave reference out, or choose 'mean' or 'resample'")
     batch = prepare(prompt, lens.tokenizer, lens.vocab_size)
     rows = mask_of(positions, batch.lengths, "positions")
     if not bool(rows.any()):

@@ -136,8 +136,13 @@ def test_refusals() -> None:
         faithfulness(lens, found, random_orders=0)
     with pytest.raises(PromptError, match="not those of the attribution"):
         faithfulness(lens, found, prompt=IDS[1:])
-    with pytest.raises(SsmlensError, match="unknown method 'lime': choose from all, decompose"):
-        attribute(lens, IDS, "lime")
+    for name in ("lime", "all"):  # "all" stands for several, and here one is asked for
+        with pytest.raises(SsmlensError, match=f"unknown method '{name}': choose one of decompose"):
+            attribute(lens, IDS, name)
+        with pytest.raises(SsmlensError, match=f"unknown method '{name}': choose one of decompose"):
+            randomisation(lens, IDS, name)
+    with pytest.raises(SsmlensError, match="no method is named: choose from all, decompose"):
+        compare(lens, [Case(IDS)], [])
 
 
 @pytest.mark.parametrize("name", list(METHODS))

@@ -23,7 +23,7 @@ RUNS: dict[str, Any] = {
     "knockout": lambda lens: knockout(lens, IDS, [2, 4], None, decay="skip"),
     "patch": lambda lens: patch(lens, IDS, OTHER, [("full_state", 0, 4), ("mixer", 1, 2), (1, "all")], "kl").value,
     "noise": lambda lens: patch(lens, IDS, Noise([2, 3]), ("state", 1, 4), "logit", target=4).value,
-    "mean": lambda lens: ablate(lens, IDS, parts=["conv", ("state", [1]), "gate"]),
+    "mean": lambda lens: ablate(lens, IDS, parts=["conv", ("state", [1]), "gate"], how="mean"),
     "resample": lambda lens: ablate(lens, IDS, parts=("head", [0]), how="resample"),
     "steer": lambda lens: steer(lens, IDS, StateEdit(0, 3, scale=0.5), new_tokens=3).logits,
     "lens": lambda lens: logit_lens(lens.trace(IDS)).logits,

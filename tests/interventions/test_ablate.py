@@ -99,15 +99,17 @@ def test_parts_together(lens: ssmlens.Lens) -> None:
     nothing = ablate(lens, IDS, parts=["ssm", "skip"], how="zero")
     empty = ablate(lens, IDS, parts={"head": range(lens._mixers[0][1].A_log.shape[0])}, how="zero")
     assert gap(nothing, empty) <= 1e-12
+    assert gap(ablate(lens, IDS), ablate(lens, IDS, how="zero")) == 0  # a part is dropped unless told otherwise
     assert gap(ablate(lens, IDS, how="zero"), logit_lens(lens.trace(IDS), [0]).logits[0]) <= 1e-12
 
 
 def test_a_batch_is_its_rows(lens: ssmlens.Lens) -> None:
     rows = torch.tensor([IDS, IDS[::-1]])
     for part in ("conv", ("state", [1])):
-        together = ablate(lens, rows, parts=[part], reference=OTHER)
+        together = ablate(lens, rows, parts=[part], how="mean", reference=OTHER)
         for i in range(2):
-            assert gap(together[i], ablate(lens, rows[i], parts=[part], reference=OTHER)[0]) <= 1e-12
+            alone = ablate(lens, rows[i], parts=[part], how="mean", reference=OTHER)[0]
+            assert gap(together[i], alone) <= 1e-12
 
 
 @pytest.mark.parametrize(
@@ -123,6 +125,7 @@ def test_a_batch_is_its_rows(lens: ssmlens.Lens) -> None:
         ({"parts": ("state", [-99])}, "state -99 does not exist"),
         ({"how": "median"}, "unknown way 'median'"),
         ({"how": "one"}, "goes with parts='gate' alone"),
+        ({"reference": OTHER}, "how='zero' reads no reference run"),
         ({"positions": []}, "positions is empty"),
         ({"parts": "conv", "positions": 0}, "touch nothing"),
         ({"layers": []}, "touch nothing"),
@@ -141,4 +144,4 @@ def test_errors_have_their_types(lens: ssmlens.Lens) -> None:
     with pytest.raises(LayerError):
         ablate(lens, IDS, layers=[9])
     with pytest.raises(SsmlensError, match="empty"):
-        ablate(lens, IDS, reference=[])
+        ablate(lens, IDS, how="mean", reference=[])

@@ -134,7 +134,8 @@ def test_attribute_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--method", "lime"], "unknown method 'lime': choose from all, decompose"),
+        (["--method", "lime"], "unknown method 'lime': choose one of decompose"),
+        (["--method", "all"], "unknown method 'all': choose one of decompose"),
         (["--target", "two tokens"], "give one token"),
         (["--position", "900"], "position 900 does not exist"),
         (["--out", "x.docx"], ".safetensors"),
