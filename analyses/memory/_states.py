@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ssmlens.analyses import _memory_rows as heads
 from ssmlens.analyses._layers import Source, collect, positions
-from ssmlens.analyses._memory_assumes import CONSTANT_DRIVE, OBSERVED
 from ssmlens.analyses._result import Result
+from ssmlens.analyses.memory import _rows as heads
+from ssmlens.analyses.memory._assumes import CONSTANT_DRIVE, OBSERVED
 from ssmlens.recurrence import Recurrence
 
 __all__ = ["state_norm"]

@@ -1,19 +1,13 @@
-"""What a recurrence remembers: how fast it forgets, how far back it reads, how large its states are and whether they
-have settled.
-
-Every function takes a `ssmlens.Trace` (all its layers, with a ``layer`` axis in the result), a `MixerTrace` or a
-`Recurrence`, and returns a frozen `Result` in float64. Only real tokens count; batch rows stay separate. Axes:
-``batch``, ``head`` (Mamba-1: one per inner channel), ``state`` (left out where all states of a head share the
-decay), and ``token``, ``row`` or ``quantile``. What each number does not say is in README.md beside this file.
-"""
+"""The memory of each layer in one table."""
 
 from __future__ import annotations
 
 import torch
 
-from ssmlens.analyses import _memory_clock as clock
 from ssmlens.analyses._layers import Source, collect
-from ssmlens.analyses._memory_assumes import (
+from ssmlens.analyses._result import Result
+from ssmlens.analyses.memory import _clock as clock
+from ssmlens.analyses.memory._assumes import (
     CONSTANT_DECAY,
     FROZEN,
     GEOMETRIC_KERNEL,
@@ -22,25 +16,10 @@ from ssmlens.analyses._memory_assumes import (
     STATIONARY,
     assumes,
 )
-from ssmlens.analyses._memory_decay import KINDS, half_life, retention
-from ssmlens.analyses._memory_reach import mean_distance
-from ssmlens.analyses._memory_rows import REDUCTIONS
-from ssmlens.analyses._memory_saturation import onset_time, saturation
-from ssmlens.analyses._memory_states import state_norm
-from ssmlens.analyses._result import Result
+from ssmlens.analyses.memory._reach import mean_distance
+from ssmlens.analyses.memory._saturation import saturation
 
-__all__ = [
-    "KINDS",
-    "REDUCTIONS",
-    "Result",
-    "half_life",
-    "mean_distance",
-    "onset_time",
-    "retention",
-    "saturation",
-    "state_norm",
-    "summary",
-]
+__all__ = ["summary"]
 
 
 def summary(source: Source, train_length: float | None = None, *, delta: float = 0.25) -> Result:

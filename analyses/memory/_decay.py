@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ssmlens.analyses import _memory_clock as clock
 from ssmlens.analyses._layers import Layers, Source, collect, positions, shares
-from ssmlens.analyses._memory_assumes import CONSTANT_DECAY, FROZEN, POWER, TRUNCATED, assumes
 from ssmlens.analyses._result import Result
+from ssmlens.analyses.memory import _clock as clock
+from ssmlens.analyses.memory._assumes import CONSTANT_DECAY, FROZEN, POWER, TRUNCATED, assumes
 
 __all__ = ["KINDS", "half_life", "retention"]
 

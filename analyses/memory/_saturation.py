@@ -6,10 +6,10 @@ import math
 
 import torch
 
-from ssmlens.analyses import _memory_clock as clock
 from ssmlens.analyses._layers import Layers, Source, collect
-from ssmlens.analyses._memory_assumes import FROZEN, KNOWN_ONSET, KNOWN_SATURATION, STATIONARY, assumes
 from ssmlens.analyses._result import Result
+from ssmlens.analyses.memory import _clock as clock
+from ssmlens.analyses.memory._assumes import FROZEN, KNOWN_ONSET, KNOWN_SATURATION, STATIONARY, assumes
 
 __all__ = ["onset_time", "saturation"]
 

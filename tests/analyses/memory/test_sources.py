@@ -16,7 +16,8 @@ from tiny import tiny_mamba1, tiny_mamba2, tiny_tokenizer
 
 import ssmlens
 from ssmlens import zoo
-from ssmlens.analyses import _memory_assumes, memory
+from ssmlens.analyses import memory
+from ssmlens.analyses.memory import _assumes
 from ssmlens.errors import ReconstructionError
 
 MODELS = {"mamba1": tiny_mamba1, "mamba2": tiny_mamba2}
@@ -138,8 +139,8 @@ def test_layers_of_different_sizes_leave_nan() -> None:
 
 
 def test_every_named_check_is_a_test() -> None:
-    root = Path(__file__).resolve().parents[2]
-    names = [x for x in vars(_memory_assumes).values() if isinstance(x, str) and "::" in x]
+    root = Path(__file__).resolve().parents[3]
+    names = [x for x in vars(_assumes).values() if isinstance(x, str) and "::" in x]
     assert len(names) == 6
     for check in names:
         path, test = check.rpartition("(")[2].rstrip(")").split("::")

@@ -11,7 +11,7 @@ import torch
 from tolerances import EXACT
 
 from ssmlens.analyses import memory
-from ssmlens.analyses._memory_rows import distance_statistics
+from ssmlens.analyses.memory._rows import distance_statistics
 
 
 def loop_statistics(row: list[float], q: float) -> tuple[float, float, float]:
@@ -102,7 +102,7 @@ def test_whole_matrices_and_single_rows_say_the_same(monkeypatch: pytest.MonkeyP
     tiles = memory.mean_distance(rec, rows="all")
     monkeypatch.setattr("ssmlens.analyses._layers.BLOCK_ENTRIES", 1)
     narrow = memory.mean_distance(rec, rows="all")
-    monkeypatch.setattr("ssmlens.analyses._memory_rows.DENSE_ENTRIES", 0)
+    monkeypatch.setattr("ssmlens.analyses.memory._rows.DENSE_ENTRIES", 0)
     single = memory.mean_distance(rec, rows="all")
     for name, x in {"value": tiles.value, **tiles.columns}.items():
         for other in (narrow, single):

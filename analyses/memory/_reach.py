@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssmlens.analyses import _memory_rows as distances
 from ssmlens.analyses._layers import Layers, Source, collect, positions, shares
-from ssmlens.analyses._memory_assumes import GEOMETRIC_KERNEL, READING
 from ssmlens.analyses._result import Result
+from ssmlens.analyses.memory import _rows as distances
+from ssmlens.analyses.memory._assumes import GEOMETRIC_KERNEL, READING
 
 __all__ = ["mean_distance"]
 

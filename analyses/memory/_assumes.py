@@ -29,7 +29,7 @@ READING = (
     "What the convolution mixes into a position counts as that position.",
 )
 
-_TESTS = "tests/analyses"
+_TESTS = "tests/analyses/memory"
 POWER = f"constant decay a: a^(t - s) ({_TESTS}/test_retention.py::test_constant_decay)"
 CONSTANT_DECAY = f"constant decay: ln 2 / -log_decay ({_TESTS}/test_half_life.py::test_constant_decay)"
 GEOMETRIC_KERNEL = f"kernel a^k: a / (1 - a) ({_TESTS}/test_mean_distance.py::test_geometric_kernel)"
