@@ -94,7 +94,7 @@ class Benchmark:
         return pd.DataFrame(rows)
 
     def save(self, path: str | Path) -> None:
-        """Write the table as .csv, .json or .parquet.
+        """Write the table as .csv, .json or .parquet, or as a page's `cells` in .md.
 
         Raises:
             SsmlensError: another ending.
@@ -106,8 +106,26 @@ class Benchmark:
             table.to_json(path, orient="records", indent=1)
         elif path.suffix == ".parquet":
             table.to_parquet(path)
+        elif path.suffix == ".md":
+            head, *lines = self.cells()
+            rows = [head, ["---"] * len(head), *lines]
+            path.write_text("".join(f"| {' | '.join(row)} |\n" for row in rows), encoding="utf-8")
         else:
-            raise SsmlensError(f"a benchmark is saved as .csv, .json or .parquet, got {path.name!r}")
+            raise SsmlensError(f"a benchmark is saved as .csv, .json, .parquet or .md, got {path.name!r}")
+
+    def cells(self) -> list[list[str]]:
+        """The table as text: a head, then a row per method with "mean [95 % interval]" per metric and baseline."""
+        table = self.table()
+        columns = list(dict.fromkeys(zip(table["metric"], table["baseline"])))
+        found: dict[tuple[str, tuple[str, str]], str] = {}
+        for row in table.to_dict("records"):
+            key = (str(row["method"]), (str(row["metric"]), str(row["baseline"])))
+            found[key] = f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        head = ["method", *[f"{metric}, {baseline}" if baseline else metric for metric, baseline in columns]]
+        return [
+            head,
+            *[[name, *[found.get((name, c), "") for c in columns]] for name in dict.fromkeys(table["method"])],
+        ]
 
 
 def compare(

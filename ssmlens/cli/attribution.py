@@ -21,7 +21,7 @@ __all__ = ["attribute", "faithfulness"]
 
 FIGURES = (".png", ".svg", ".pdf")
 FILES = (*FIGURES, ".html", ".csv", ".parquet", ".json", ".safetensors")
-TABLES = (".csv", ".json", ".parquet")
+TABLES = (".csv", ".json", ".parquet", ".md")
 
 
 def attribute(
@@ -140,7 +140,7 @@ def faithfulness(
         int | None, typer.Option(help="Steps of integrated gradients, samples of SmoothGrad and GradientSHAP.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random orders.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the table as .csv, .json or .parquet.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table as .csv, .json, .parquet or .md.")] = None,
     dtype: o.Dtype = "float32",
     device: o.Device = "cpu",
     json: o.Json = False,
@@ -209,16 +209,9 @@ def _progress(done: int, total: int) -> None:
 
 
 def _readable(found: Benchmark) -> str:
-    """The table as text: a row per method, a column per baseline and metric, mean [95 % interval]."""
-    table = found.table()
-    columns = list(dict.fromkeys(zip(table["metric"], table["baseline"])))
-    cells: dict[tuple[str, tuple[str, str]], str] = {}
-    for row in table.to_dict("records"):
-        key = (str(row["method"]), (str(row["metric"]), str(row["baseline"])))
-        cells[key] = f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-    names = list(dict.fromkeys(table["method"]))
-    head = ["method", *[f"{metric}, {baseline}" if baseline else metric for metric, baseline in columns]]
-    lines = [head, *[[name, *[cells.get((name, c), "") for c in columns]] for name in names]]
+    """The table as text, in columns."""
+    lines = found.cells()
+    head = lines[0]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     s = found.settings
     title = (

@@ -249,7 +249,11 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("The code of the red box is K7.\n\nShe went to the\n")
     few = ["--methods", "decompose", "--prompts", str(prompts), "--points", "2", "--random-orders", "1"]
-    assert main(["faithfulness", *few, "--baselines", "zero", "--metrics", "flip"]) == 0
+    page = tmp_path / "table.md"
+    assert main(["faithfulness", *few, "--baselines", "zero", "--metrics", "flip", "--out", str(page)]) == 0
     assert "2 prompts" in capsys.readouterr().out
+    head, rule, *rows = page.read_text().splitlines()
+    assert (head, rule) == ("| method | flip, zero |", "| --- | --- |")
+    assert [row.split(" | ")[0] for row in rows] == ["| random", "| decompose", "| recency"]
     assert main(["faithfulness", "--methods", "lime"]) == 2
     assert "unknown method 'lime'" in capsys.readouterr().err
