@@ -31,8 +31,10 @@ ALLOWED = {
     "tokenizer": {"errors"},
     "lens": CORE | {"exact", "models", "prompt", "tap", "trace"},
     "loading": CORE | {"lens", "models", "tokenizer", "zoo"},
+    # The model as a map with an explicit state, from its weights.
+    "stepping": CORE | {"lens", "models", "stepping"},
     # A study imports no other study, no model and no plotting.
-    "analyses": {"analyses", "attention", "errors", "lens", "recurrence", "trace"},
+    "analyses": {"analyses", "attention", "errors", "lens", "recurrence", "stepping", "trace"},
     # Patching and steering go through the tap; the lenses read a trace, and trained ones come with shipped models.
     "interventions": CORE | {"interventions", "lens", "models", "prompt", "tap", "trace", "zoo"},
     # Attribution recomputes the model from its weights, differentiably and piece by piece.
