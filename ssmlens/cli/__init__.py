@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from ssmlens.cli import analyse, attribution, pages, run
+from ssmlens.cli import analyse, attribution, pages, run, selfcheck
 from ssmlens.errors import SsmlensError
 
 __all__ = ["app", "main"]
@@ -38,6 +38,7 @@ COMMANDS = (
     attribution.faithfulness,
     analyse.memory,
     run.verify,
+    selfcheck.selfcheck,
     pages.report,
     pages.models,
     pages.app,

@@ -1,0 +1,1 @@
+"""Figures of the studies, one file per study; each reads results of `ssmlens.analyses` and computes nothing anew."""
