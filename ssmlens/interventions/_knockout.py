@@ -63,8 +63,8 @@ def knockout(
             after each source.
         layers: the layers where it happens; all with a recurrence by default.
         paths: "ssm", "conv" or both.
-        decay: "keep" lets a blocked source decay the state as before; "skip" takes its whole step out, for the
-            targets. It belongs to the path "ssm" and has no effect without it.
+        decay: "keep" lets a blocked source decay the state as before; with "skip" the targets read a state that it
+            never decayed. What it writes is up to the path "ssm".
         pairs: (source, target) positions in place of ``sources`` and ``targets``.
 
     Returns:
@@ -74,7 +74,7 @@ def knockout(
         SsmlensError: when no source comes before a target, so that nothing would be blocked, or a name is unknown.
         LayerError: when a layer does not exist.
 
-    Source: Endy et al. 2025 (ZERO_ATTENTION is paths="ssm", decay="keep"; ZERO_DELTA is decay="skip").
+    Source: Endy et al. 2025 (paths="ssm" with decay="keep" is ZERO_ATTENTION, with decay="skip" ZERO_DELTA).
     """
     chosen = choose_layers(lens, layers)
     ways = _paths(paths)
@@ -82,8 +82,9 @@ def knockout(
         raise SsmlensError(f"unknown decay {decay!r}: choose one of {', '.join(DECAYS)}")
     batch = prepare(prompt, lens.tokenizer, lens.vocab_size)
     blocked = _blocked(batch.lengths, sources, targets, pairs)
-    # Only the scan has a way from a token to itself.
-    effective = blocked.tril() if "ssm" in ways else blocked.tril(-1)
+    # From a token to itself there is a way in the scan, and a step has its own decay, if of nothing at the first.
+    effective = blocked.tril() if "ssm" in ways or decay == "skip" else blocked.tril(-1)
+    effective[:, 0, 0] &= "ssm" in ways
     if not bool(effective.any()):
         raise SsmlensError("no source comes before a target on these paths, so the knockout would touch nothing")
     streams = [(s.to(lens.device), t.to(lens.device)) for s, t in _streams(blocked, effective.any(2))]
@@ -106,9 +107,12 @@ def _without(scan: Scan, source: Tensor, ways: Sequence[str], decay: str) -> Any
     inputs = lowered.recurrence.inputs
     if "ssm" in ways:
         inputs = inputs.replace(value=inputs.value.masked_fill(source[..., None, None], 0))
-        if decay == "skip":
-            assert inputs.dt is not None
-            inputs = inputs.replace(dt=inputs.dt.masked_fill(source[..., None], 0))
+    if decay == "skip":
+        assert inputs.dt is not None
+        assert inputs.A is not None
+        dt = inputs.dt.masked_fill(source[..., None], 0)
+        # A source whose write is not dropped still writes with its own step size.
+        inputs = inputs.replace(dt=dt) if "ssm" in ways else inputs.replace(log_decay=dt[..., None] * inputs.A, A=None)
     return scan.compute(lowered, inputs)
 
 

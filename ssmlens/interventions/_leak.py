@@ -25,7 +25,7 @@ SETTINGS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("ssm", "conv"), "keep"),
     (("ssm", "conv"), "skip"),
 )
-"""Every combination of paths and decay that differs from the others."""
+"""The paths one by one and together, and what skipping the decay adds."""
 
 
 def knockout_leak(

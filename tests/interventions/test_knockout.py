@@ -86,6 +86,16 @@ def test_a_blocked_token_has_no_influence_in_shipped_models(name: str) -> None:
     assert (leaking[0] - leaking[1])[:, 7:].abs().max().item() > 1e-2
 
 
+def test_every_combination_blocks_something_of_its_own(lens: ssmlens.Lens) -> None:
+    found = [knockout(lens, IDS, 2, paths=paths, decay=decay) for paths, decay in WAYS]
+    assert min(gap(a, b) for i, a in enumerate(found) for b in found[:i]) > 1e-4
+    # The first token has nothing to decay.
+    with pytest.raises(SsmlensError, match="touch nothing"):
+        knockout(lens, IDS, 0, 0, paths="conv", decay="skip")
+    # A token as its own source: what stood in the state before it stays whole.
+    assert gap(knockout(lens, IDS, 4, 4, paths="conv", decay="skip")[:, 4], lens.trace(IDS).logits[:, 4]) > 1e-6
+
+
 def test_the_leak_is_measured(lens: ssmlens.Lens) -> None:
     found = knockout_leak(lens, IDS, [2, 4], replacement=7).set_index(["source", "paths", "decay"]).leak
     assert len(found) == 10
