@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.memory._decay import KINDS, half_life, retention
+from ssmlens.analyses.memory._fidelity import fidelity
 from ssmlens.analyses.memory._reach import mean_distance
 from ssmlens.analyses.memory._rows import REDUCTIONS
 from ssmlens.analyses.memory._saturation import onset_time, saturation
@@ -21,6 +22,7 @@ __all__ = [
     "KINDS",
     "REDUCTIONS",
     "Result",
+    "fidelity",
     "half_life",
     "mean_distance",
     "onset_time",

@@ -11,10 +11,13 @@ __all__ = [
     "GEOMETRIC_KERNEL",
     "KNOWN_ONSET",
     "KNOWN_SATURATION",
+    "LINEAR_PROBE",
     "OBSERVED",
+    "ONE_LEAKY_UNIT",
     "POWER",
     "READING",
     "STATIONARY",
+    "TEACHER_FORCED",
     "TRUNCATED",
     "assumes",
 ]
@@ -29,6 +32,12 @@ READING = (
     "What the convolution mixes into a position counts as that position.",
 )
 
+LINEAR_PROBE = (
+    "The probe is linear and was fitted on the other tokens: what is there in another form, or in directions of small "
+    "variance, counts as not there."
+)
+TEACHER_FORCED = "The text was given, not written by the model."
+
 _TESTS = "tests/analyses/memory"
 POWER = f"constant decay a: a^(t - s) ({_TESTS}/test_retention.py::test_constant_decay)"
 CONSTANT_DECAY = f"constant decay: ln 2 / -log_decay ({_TESTS}/test_half_life.py::test_constant_decay)"
@@ -36,6 +45,8 @@ GEOMETRIC_KERNEL = f"kernel a^k: a / (1 - a) ({_TESTS}/test_mean_distance.py::te
 CONSTANT_DRIVE = f"constant drive, decay a: (1 - a^t) / (1 - a) ({_TESTS}/test_state_norm.py::test_a_constant_drive)"
 KNOWN_SATURATION = f"two decays at 2048 tokens ({_TESTS}/test_saturation.py::test_known_saturation)"
 KNOWN_ONSET = f"four decays at 2048 tokens ({_TESTS}/test_saturation.py::test_known_onset)"
+
+ONE_LEAKY_UNIT = f"one leaky unit, white input: (1 - a^2) a^(2k) ({_TESTS}/test_fidelity.py::test_one_leaky_unit)"
 
 
 def assumes(layers: Layers, *sentences: str) -> tuple[str, ...]:

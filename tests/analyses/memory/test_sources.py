@@ -141,7 +141,7 @@ def test_layers_of_different_sizes_leave_nan() -> None:
 def test_every_named_check_is_a_test() -> None:
     root = Path(__file__).resolve().parents[3]
     names = [x for x in vars(_assumes).values() if isinstance(x, str) and "::" in x]
-    assert len(names) == 6
+    assert len(names) >= 6
     for check in names:
         path, test = check.rpartition("(")[2].rstrip(")").split("::")
         assert f"def {test}(" in (root / path).read_text()
