@@ -10,6 +10,7 @@ decay), and ``token``, ``row`` or ``quantile``. What each number does not say is
 from __future__ import annotations
 
 from ssmlens.analyses._result import Result
+from ssmlens.analyses.memory._cross import cross_layer_fidelity
 from ssmlens.analyses.memory._decay import KINDS, half_life, retention
 from ssmlens.analyses.memory._fidelity import fidelity
 from ssmlens.analyses.memory._reach import mean_distance
@@ -17,11 +18,13 @@ from ssmlens.analyses.memory._rows import REDUCTIONS
 from ssmlens.analyses.memory._saturation import onset_time, saturation
 from ssmlens.analyses.memory._states import state_norm
 from ssmlens.analyses.memory._summary import summary
+from ssmlens.analyses.memory._transport import transport
 
 __all__ = [
     "KINDS",
     "REDUCTIONS",
     "Result",
+    "cross_layer_fidelity",
     "fidelity",
     "half_life",
     "mean_distance",
@@ -30,4 +33,5 @@ __all__ = [
     "saturation",
     "state_norm",
     "summary",
+    "transport",
 ]

@@ -14,7 +14,9 @@ __all__ = [
     "LINEAR_PROBE",
     "OBSERVED",
     "ONE_LEAKY_UNIT",
+    "ONE_WRITE",
     "POWER",
+    "PROJECTION",
     "READING",
     "STATIONARY",
     "TEACHER_FORCED",
@@ -47,6 +49,8 @@ KNOWN_SATURATION = f"two decays at 2048 tokens ({_TESTS}/test_saturation.py::tes
 KNOWN_ONSET = f"four decays at 2048 tokens ({_TESTS}/test_saturation.py::test_known_onset)"
 
 ONE_LEAKY_UNIT = f"one leaky unit, white input: (1 - a^2) a^(2k) ({_TESTS}/test_fidelity.py::test_one_leaky_unit)"
+ONE_WRITE = f"one write in an empty state: a^k and cosine 1 ({_TESTS}/test_transport.py::test_one_write)"
+PROJECTION = f"r of d equal components: r / d ({_TESTS}/test_cross_layer.py::test_a_projection_tells_its_share)"
 
 
 def assumes(layers: Layers, *sentences: str) -> tuple[str, ...]:

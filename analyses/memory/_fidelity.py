@@ -17,7 +17,7 @@ from ssmlens.analyses.memory._material import Material, checked_lags, gather
 from ssmlens.analyses.memory._probe import Decoder
 from ssmlens.analyses.memory._split import Split, bootstrap_weights, interval, split
 
-__all__ = ["fidelity"]
+__all__ = ["fidelity", "ratios", "truth_of"]
 
 SPAN = 0.1
 """Net fidelity that a lag needs to count for the span."""
@@ -99,10 +99,7 @@ def fidelity(
     # Ledgers are kept from one machine to another, so what names the material is left to its digests and the model's.
     own = {k: material.settings[k] for k in ("states", "targets", "fingerprint") if k in material.settings}
     ledger = Ledger(resume, {"study": "memory.fidelity", **own, **settings})
-    fitted = material.targets[parts.fit[:, 0], parts.fit[:, 1]]
-    if bool((fitted == fitted[0]).all()):
-        raise ValueError("the targets do not vary over the tokens that are fitted on: there is nothing to read back")
-    truth = _normalised(material.targets, parts) if unit else material.targets
+    truth = truth_of(material, parts, unit)
     controls = ledger.get("controls", lambda: _controls(truth, parts, steps, rank, seed))
     found = []
     for done, layer in enumerate(chosen):
@@ -146,9 +143,14 @@ def _targets(truth: Tensor, parts: Split, lag: int) -> tuple[Tensor, Tensor]:
     return fit, test
 
 
-def _normalised(targets: Tensor, parts: Split) -> Tensor:
-    """Targets around their mean over the fitted tokens, each of length 1."""
-    x = targets - targets[parts.fit[:, 0], parts.fit[:, 1]].mean(0)
+def truth_of(material: Material, parts: Split, unit: bool) -> Tensor:
+    """The targets (b, t, d), with ``unit`` around their mean over the fitted tokens and each of length 1."""
+    fitted = material.targets[parts.fit[:, 0], parts.fit[:, 1]]
+    if bool((fitted == fitted[0]).all()):
+        raise ValueError("the targets do not vary over the tokens that are fitted on: there is nothing to read back")
+    if not unit:
+        return material.targets
+    x = material.targets - fitted.mean(0)
     size = x.norm(dim=-1, keepdim=True)
     return torch.where(size > 0, x / size, 0.0)
 
@@ -163,9 +165,9 @@ def _statistics(
     everything = torch.ones_like(weights[:1])
 
     def measures(drawn: Tensor) -> tuple[Tensor, ...]:
-        r2, cosine = _ratios(own, drawn)
-        chance_r2, chance_cosine = (x.mean(-1, keepdim=True) for x in _ratios(chance, drawn))
-        r2_now, cosine_now = _ratios(current, drawn)
+        r2, cosine = ratios(own, drawn)
+        chance_r2, chance_cosine = (x.mean(-1, keepdim=True) for x in ratios(chance, drawn))
+        r2_now, cosine_now = ratios(current, drawn)
         least = torch.where(later, torch.maximum(chance_cosine, cosine_now), chance_cosine)
         # A target that its neighbour tells exactly leaves nothing to gain.
         net = torch.where(least < 1 - 1e-9, (cosine - least) / (1 - least), torch.nan)
@@ -184,7 +186,7 @@ def _statistics(
     return out
 
 
-def _ratios(sums: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+def ratios(sums: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
     """R2 and mean cosine, (repeats, k), of sums (k, 4, units) with the units weighted by (repeats, units)."""
     error, total, cosine, count = (drawn @ sums[:, i].mT for i in range(4))
     r2 = torch.where(total > 0, 1 - error / total, torch.nan)
