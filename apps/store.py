@@ -7,6 +7,7 @@ the token ids for a trace; layer and reduction for a map. Arguments with a leadi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import streamlit as st
@@ -19,7 +20,22 @@ from ssmlens.errors import PromptError
 from ssmlens.prompt import prepare
 from ssmlens.report.numbers import state_norms as norms_of
 
-__all__ = ["Key", "Reading", "attention_map", "half_lives", "lens", "read", "state_norms"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "Key",
+    "Opened",
+    "Reading",
+    "attention_map",
+    "half_life_table",
+    "half_lives",
+    "lens",
+    "map_table",
+    "opened",
+    "read",
+    "state_norms",
+]
 
 MAX_LENSES = 2
 MAX_TRACES = 4
@@ -30,16 +46,45 @@ Key = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
+class Opened:
+    """One model.
+
+    Args:
+        source: where it comes from.
+        dtype: its precision.
+        lens: the ``ssmlens.Lens``.
+    """
+
+    source: Source
+    dtype: str
+    lens: ssmlens.Lens
+
+    @property
+    def key(self) -> str:
+        """Names its weights and files; whatever is computed from the model alone is kept under it."""
+        return f"{self.lens.fingerprint} {self.source.stamp}"
+
+
+@dataclass(frozen=True)
 class Reading:
     """One traced text.
 
     Args:
         key: model fingerprint and token ids; whatever is computed from this reading is kept under it.
-        trace: the ``ssmlens.Trace``.
+        trace: the ``ssmlens.Trace``, of this one text.
+        opened: the model.
+        text: the text as it was typed.
     """
 
     key: Key
     trace: ssmlens.Trace
+    opened: Opened
+    text: str
+
+    @property
+    def lens(self) -> ssmlens.Lens:
+        """The model."""
+        return self.opened.lens
 
     @property
     def tokens(self) -> list[str]:
@@ -47,24 +92,31 @@ class Reading:
         return self.trace.tokens[0]
 
 
-def read(source: Source, dtype: str, text: str, max_tokens: int) -> Reading:
+def opened(source: Source, dtype: str) -> Opened:
+    """Open a model, or find it open.
+
+    Raises:
+        SsmlensError: when it cannot be opened.
+    """
+    return Opened(source, dtype, lens(str(source.path), dtype, source.stamp))
+
+
+def read(model: Opened, text: str, max_tokens: int) -> Reading:
     """Trace a text, or find the trace of the same token ids.
 
     Raises:
         PromptError: when the text is empty or longer than ``max_tokens`` tokens.
-        SsmlensError: when the model cannot be opened.
     """
     if not text.strip():
         raise PromptError("the text is empty: type at least one word")
-    model = lens(str(source.path), dtype, source.stamp)
-    ids = prepare(text, model.tokenizer, model.vocab_size).ids
+    ids = prepare(text, model.lens.tokenizer, model.lens.vocab_size).ids
     if ids.shape[1] > max_tokens:
         raise PromptError(
             f"the text has {ids.shape[1]} tokens and this page traces at most {max_tokens}: shorten it, "
             "or start the app with a larger --max-tokens"
         )
-    key = (f"{model.fingerprint} {source.stamp}", tuple(ids[0].tolist()))
-    return Reading(key, _trace(key, model))
+    key = (model.key, tuple(ids[0].tolist()))
+    return Reading(key, _trace(key, model.lens), model, text)
 
 
 @st.cache_resource(max_entries=MAX_LENSES, show_spinner=False)
@@ -89,9 +141,24 @@ def attention_map(key: Key, layer: int, view: str, head: int, _trace: ssmlens.Tr
 @st.cache_data(max_entries=MAX_SUMMARIES, show_spinner=False)
 def half_lives(key: Key, _trace: ssmlens.Trace) -> dict[int, NDArray[np.float64]]:
     """Layer to the half-life of each head in tokens, (h,): of its slowest state where the states differ."""
-    result = memory.half_life(_trace)
-    slowest = result.table().groupby(["layer", "head"])[result.name].max()
+    slowest = half_life_table(key, _trace).set_index(["layer", "head"])["half_life"]
     return {layer: slowest[layer].to_numpy() for layer in _trace.mixers}
+
+
+@st.cache_data(max_entries=MAX_SUMMARIES, show_spinner=False)
+def half_life_table(key: Key, _trace: ssmlens.Trace) -> pd.DataFrame:
+    """One line per layer and head: half-life in tokens, of the head's slowest state where its states differ."""
+    result = memory.half_life(_trace)
+    return result.table().groupby(["layer", "head"])[result.name].max().rename("half_life").reset_index()
+
+
+def map_table(matrix: NDArray[np.float32], tokens: list[str]) -> pd.DataFrame:
+    """One line per pair t >= s of a map (t, s): both positions, both tokens, the value."""
+    import pandas as pd
+
+    t, s = np.tril_indices(len(matrix))
+    names = np.array(tokens, dtype=object)
+    return pd.DataFrame({"t": t, "s": s, "reads": names[t], "read from": names[s], "value": matrix[t, s]})
 
 
 @st.cache_data(max_entries=MAX_SUMMARIES, show_spinner=False)

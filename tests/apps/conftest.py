@@ -38,19 +38,22 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page(models: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Make the page in Streamlit's test runner: ``page(*arguments, model=..., text=...)``, not run yet."""
+    """Make a page in Streamlit's test runner: ``page(*arguments, at="attention", text=...)``, not run yet."""
     import streamlit as st
     from streamlit.testing.v1 import AppTest
+    from streamlit.util import calc_hash
 
     st.cache_data.clear()
     st.cache_resource.clear()
 
-    def make(*arguments: str, **address: str) -> AppTest:
+    def make(*arguments: str, at: str = "", **address: str) -> AppTest:
         given = arguments or ("--models", str(models))
         monkeypatch.setattr(sys, "argv", [str(DASHBOARD), *given])
         app = AppTest.from_file(str(DASHBOARD), default_timeout=60)
         for name, value in address.items():
             app.query_params[name] = value
+        # Its own `switch_page` knows pages by file; ours are functions, known by their place in the address.
+        app._page_hash = calc_hash(at) if at else ""
         return app
 
     return make

@@ -1,4 +1,4 @@
-"""The page in Streamlit's test runner: what it draws, what it recomputes, and how it refuses."""
+"""What all pages share, in Streamlit's test runner: inputs, addresses, what is recomputed, and how they refuse."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 import ssmlens
 from ssmlens import zoo
 
+DASHBOARD = Path(__file__).parents[2] / "apps" / "dashboard.py"
 TEXT = "the cat sat on the mat"
-LOCAL = {"model": "local folder", "text": TEXT}
+LOCAL = {"at": "attention", "model": "local folder", "text": TEXT}
 
 
 def words(app: Any) -> str:
@@ -41,7 +42,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("folder", ["one", "two"])
-def test_page_shows_every_panel(page: Callable[..., Any], folder: str) -> None:
+def test_page_shows_badges_and_explains_every_figure(page: Callable[..., Any], folder: str) -> None:
     app = page(folder=folder, **LOCAL).run()
     assert messages(app) == []
     assert app.main[0].type == "header"
@@ -50,8 +51,7 @@ def test_page_shows_every_panel(page: Callable[..., Any], folder: str) -> None:
     assert "Reconstruction error" in shown
     assert "within tolerance 1e-05" in shown
     assert f"{len(TEXT)} tokens" in shown
-    assert [x.value for x in app.subheader] == ["Implicit attention", "Half-lives", "State norms"]
-    assert shown.count("**What it means.**") == shown.count("**What it does not.**") == 4
+    assert shown.count("**What it means.**") == shown.count("**What it does not.**") == len(app.code) == 2
 
 
 def test_layer_head_and_target_redraw_without_tracing_again(page: Callable[..., Any], traced: list[int]) -> None:
@@ -192,10 +192,12 @@ def test_an_error_above_the_tolerance_is_said_everywhere(
     app = page(folder="two", **LOCAL).run()
     complaints = messages(app)
     assert complaints[0].startswith("The figures below do not describe this model")
-    # The study of half-lives refuses such a trace; the other panels still draw.
-    assert any("above the tolerance" in complaint for complaint in complaints[1:])
     assert "ABOVE tolerance 1e-30" in words(app)
     assert "Layer 1, mean over heads (signed)" in words(app)
+    # The study of half-lives refuses such a trace; the other panels still draw.
+    app = page(folder="two", **{**LOCAL, "at": "states"}).run()
+    assert any("above the tolerance" in complaint for complaint in messages(app)[1:])
+    assert len(app.code) == 1
 
 
 def test_a_changed_folder_is_another_model(page: Callable[..., Any], tmp_path: Path, traced: list[int]) -> None:
@@ -226,12 +228,43 @@ def test_the_passage_follows_the_model_until_it_is_edited(
     assert messages(app) == []
 
 
-def test_long_texts_stay_out_of_the_address(page: Callable[..., Any], models: Path) -> None:
-    app = page("--models", str(models), "--max-tokens", "4000", folder="two", **LOCAL).run()
-    app.text_area(key="text").set_value("long " * 400).run()
+def test_long_texts_stand_in_the_address_by_an_id(page: Callable[..., Any], models: Path) -> None:
+    start = ("--models", str(models), "--max-tokens", "4000")
+    app = page(*start, folder="two", **LOCAL).run()
+    long = "long " * 400
+    app.text_area(key="text").set_value(long).run()
     assert messages(app) == []
-    assert "are not part of the page's address" in words(app)
-    assert app.text_area(key="text").value == "long " * 400
+    assert app.text_area(key="text").value == long
+    name = "".join(app.query_params["run"])
+    assert len(name) == 20
+    app.text_area(key="text").set_value(TEXT).run()
+    assert "run" not in app.query_params
+
+    other = {key: value for key, value in LOCAL.items() if key != "text"}
+    from streamlit.testing.v1 import AppTest
+
+    again = AppTest.from_file(str(DASHBOARD), default_timeout=60)
+    for key, value in {**other, "folder": "two", "run": name}.items():
+        again.query_params[key] = value
+    again.run()
+    assert again.text_area(key="text").value == long
+    lost = page(*start, folder="two", run="0" * 20, **other).run()
+    assert "no longer kept" in lost.warning[0].value
+    assert messages(lost) == []
+
+
+def test_choices_stay_from_page_to_page(page: Callable[..., Any], traced: list[int]) -> None:
+    from streamlit.util import calc_hash
+
+    app = page(folder="two", layer="2", **LOCAL).run()
+    for path in ("states", "attention"):
+        app._page_hash = calc_hash(path)
+        app.run()
+        assert messages(app) == []
+        assert app.text_area(key="text").value == TEXT
+        assert app.selectbox(key="folder").value == "two"
+    assert "Layer 2, " in words(app)
+    assert traced == [len(TEXT)]
 
 
 def test_visitors_do_not_see_each_other(page: Callable[..., Any]) -> None:
@@ -246,7 +279,7 @@ def test_visitors_do_not_see_each_other(page: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_shipped_models_open_on_their_passage(page: Callable[..., Any], name: str) -> None:
-    app = page(model=name).run()
+    app = page(at="attention", model=name).run()
     assert messages(app) == []
     assert "within tolerance 1e-05" in words(app)
     assert app.text_area(key="text").value == zoo.passage(name)

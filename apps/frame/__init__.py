@@ -1,0 +1,1 @@
+"""What every page stands in: navigation, sidebar, panels, downloads, snippets and links."""

@@ -1,0 +1,125 @@
+"""The frame around every panel: its own fragment, its error boundary, and what can be done with its figure."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ParamSpec
+
+import streamlit as st
+
+from ssmlens.apps import wording
+from ssmlens.apps.frame import collected, downloads
+from ssmlens.apps.frame.shown import Shown
+from ssmlens.errors import SsmlensError
+
+__all__ = ["boundary", "explain", "is_dark", "panel", "present"]
+
+_log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+
+
+def panel(title: str = "") -> Callable[[Callable[P, Shown | None]], Callable[P, None]]:
+    """Make a function that draws one panel.
+
+    The function draws its controls and returns a `Shown`, which is presented below them, or None when it has drawn
+    everything itself. It becomes a fragment: its controls rerun it alone. Whatever it raises is a message in its place;
+    the other panels and everything typed stay.
+
+    Args:
+        title: heading of the panel; none where the function writes its own.
+    """
+
+    def framed(draw: Callable[P, Shown | None]) -> Callable[P, None]:
+        @functools.wraps(draw)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+            if title:
+                st.subheader(title, anchor=False)
+            with boundary(title or draw.__name__):
+                shown = draw(*args, **kwargs)
+                if shown is not None:
+                    present(shown)
+
+        return st.fragment(guarded)
+
+    return framed
+
+
+@contextmanager
+def boundary(what: str) -> Iterator[None]:
+    """Turn whatever is raised inside into a message; streamlit's own control flow passes."""
+    try:
+        yield
+    except (SsmlensError, FileNotFoundError) as error:
+        st.error(wording.sentence(error))
+    except Exception as error:
+        # The whole story goes to the server's log.
+        _log.exception("%s failed", what)
+        st.error(f"{what} failed with {type(error).__name__}: {error}")
+
+
+def is_dark() -> bool:
+    """True when the visitor's page is dark."""
+    return st.context.theme.type == "dark"
+
+
+def present(shown: Shown, columns: int = 2) -> None:
+    """Draw a figure, what it means, and what can be done with it.
+
+    Args:
+        shown: the figure.
+        columns: 2 puts what it means beside what it does not, 1 below each other.
+    """
+    if shown.draw:
+        _draw(shown)
+    if shown.explanation is not None:
+        explain(shown.explanation, columns)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        as_table = st.toggle("Table", key=f"{shown.name}_table", help="The same numbers as a table.")
+        with st.popover("Download", icon=":material/download:", type="tertiary"):
+            for kind, make in downloads.ways(shown).items():
+                st.download_button(
+                    kind,
+                    make,
+                    file_name=downloads.file_name(shown, kind),
+                    mime=downloads.FORMATS[kind][1],
+                    key=f"{shown.name}_{kind}",
+                    on_click="ignore",
+                    width="stretch",
+                )
+        if st.button("Add to report", key=f"{shown.name}_add", icon=":material/add:", type="tertiary"):
+            st.toast(collected.add(shown))
+    with st.expander("Show the code", icon=":material/code:"):
+        st.code(shown.code, language="python")
+    if as_table:
+        st.dataframe(shown.table(), hide_index=True, key=f"{shown.name}_rows")
+
+
+def explain(text: wording.Explanation, columns: int = 2) -> None:
+    """The two texts beside a figure."""
+    places = st.columns(columns, gap="large")
+    places[0].caption(f"**What it means.** {text.means}")
+    places[-1].caption(f"**What it does not.** {text.does_not}")
+
+
+def _draw(shown: Shown) -> None:
+    if shown.live is not None:
+        draw_plotly(shown.live(), shown.name)
+    elif shown.file is not None:
+        note = shown.caption.note()
+        st.image(downloads.picture(shown, ".png"), alt=f"{shown.title}. {note}")
+
+
+def draw_plotly(figure: Any, key: str) -> None:
+    """A plotly figure whose title the page already says, with its note as text below, where it can wrap."""
+    about = figure.layout.meta or {}
+    figure.update_layout(title=None, margin={"t": 10})
+    # A logarithmic axis would otherwise label every digit.
+    figure.update_yaxes(nticks=6)
+    words = ". ".join(filter(None, (about.get("title"), about.get("note"))))
+    st.plotly_chart(figure, key=key, alt=words or key)
+    if about.get("note"):
+        st.caption(about["note"])

@@ -1,0 +1,9 @@
+"""Report: collected figures in one file."""
+
+from __future__ import annotations
+
+from ssmlens.apps.frame.pages import Page
+
+__all__ = ["PAGES"]
+
+PAGES: tuple[Page, ...] = ()
