@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssmlens.errors import SsmlensError
+
 __all__ = ["BLOCKS", "block_sums", "ratio_interval"]
 
 BLOCKS = 20
@@ -43,7 +45,7 @@ def ratio_interval(
         Lower and upper end, each of the shape of ``top`` without its first axis.
     """
     if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"level lies between 0 and 1 and resamples is at least 1, got {level} and {resamples}")
+        raise SsmlensError(f"level lies between 0 and 1 and resamples is at least 1, got {level} and {resamples}")
     k, shape = top.shape[0], top.shape[1:]
     if k < 2:
         nothing = torch.full(shape, torch.nan, dtype=torch.float64, device=top.device)
@@ -51,11 +53,12 @@ def ratio_interval(
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(k, (resamples, k), generator=generator)
     weights = torch.nn.functional.one_hot(drawn, k).sum(1).double().to(top.device)  # (resamples, blocks)
-    a = top.double().reshape(k, -1)
-    b = bottom.double().broadcast_to(top.shape).reshape(k, -1)
+    a = top.double().reshape(k, -1).T
+    b = bottom.double().broadcast_to(top.shape).reshape(k, -1).T
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device=top.device)
     parts = []
-    for x, y in zip(a.split(CHUNK, 1), b.split(CHUNK, 1)):
-        parts.append(torch.nanquantile((weights @ x) / (weights @ y), ends, dim=0))
+    for x, y in zip(a.split(CHUNK), b.split(CHUNK)):
+        ratios = (x @ weights.T) / (y @ weights.T)  # resamples last: there a quantile is quick
+        parts.append(torch.nanquantile(ratios, ends, dim=1))
     low, high = torch.cat(parts, dim=1)
     return low.reshape(shape), high.reshape(shape)

@@ -6,10 +6,12 @@ state does to the model's predictions.
 
 from __future__ import annotations
 
+from ssmlens.analyses.precision._divergence import VARIANTS, divergence, slowest
 from ssmlens.analyses.precision._formats import FORMATS, ROUNDINGS, Format, format_of, rounded
 from ssmlens.analyses.precision._horizon import ROUNDING_NOISE, horizon
 from ssmlens.analyses.precision._stall import stall, stalled_share
 
 __all__ = [
-    "FORMATS", "ROUNDINGS", "ROUNDING_NOISE", "Format", "format_of", "horizon", "rounded", "stall", "stalled_share",
+    "FORMATS", "ROUNDINGS", "ROUNDING_NOISE", "VARIANTS", "Format", "divergence", "format_of", "horizon", "rounded",
+    "slowest", "stall", "stalled_share",
 ]  # fmt: skip

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssmlens.errors import SsmlensError
+
 __all__ = ["FORMATS", "ROUNDINGS", "Format", "format_of", "rounded"]
 
 ROUNDINGS = ("nearest", "stochastic")
@@ -60,7 +62,7 @@ def format_of(dtype: str | torch.dtype | Format) -> Format:
     """The format of a name, a short name or a torch dtype.
 
     Raises:
-        ValueError: for any other.
+        SsmlensError: for any other.
     """
     if isinstance(dtype, Format):
         return dtype
@@ -68,7 +70,7 @@ def format_of(dtype: str | torch.dtype | Format) -> Format:
     name = str(dtype).removeprefix("torch.")
     found = FORMATS.get(short.get(name, name))
     if found is None:
-        raise ValueError(f"unknown number format {name!r}: choose from {', '.join(FORMATS)}")
+        raise SsmlensError(f"unknown number format {name!r}: choose from {', '.join(FORMATS)}")
     return found
 
 

@@ -21,6 +21,9 @@ ROUNDING_NOISE = math.sqrt(0.25 / (2 * math.log(2)))
 """RMS error of rounding to nearest, over 2^-p and over the RMS of what is rounded, for p digits of significand and
 significands m that are spread evenly in log m: sqrt(E[1 / m^2] / 3) = 0.4247."""
 
+RESAMPLES = 200
+"""Of each head's intervals: a Mamba-1 layer has thousands of them."""
+
 _ROUNDINGS = ("nearest", "stochastic")
 
 
@@ -51,7 +54,7 @@ def horizon(
         format rounded stochastically, which cannot stall.
 
     Raises:
-        ValueError: for a source or a format that cannot be used.
+        SsmlensError: for a source or a format that cannot be used.
     """
     to, layers = format_of(dtype), collect(source)
     parts = [_measure(rec, to, measure, scaled, seed) for rec in layers]
@@ -110,7 +113,7 @@ def _measure(rec: Recurrence, to: Format, measure: bool, scaled: bool, seed: int
             kept[how][block] += real * _square(x.double() - step.exact.double(), m)
     length = rec.real_lengths.view(-1, 1, 1).double()
     scale = kept["square"].sum(0).sqrt()
-    low, high = ratio_interval(kept["stalled"], kept["real"])
+    low, high = ratio_interval(kept["stalled"], kept["real"], resamples=RESAMPLES)
     found = {
         "value": kept["stalled"].sum(0) / length,
         "stalled_low": low,
@@ -122,7 +125,7 @@ def _measure(rec: Recurrence, to: Format, measure: bool, scaled: bool, seed: int
         "predicted_error": sums["guessed"].sqrt() / scale,
     }
     if measure:
-        low, high = ratio_interval(kept["nearest"], kept["square"])
+        low, high = ratio_interval(kept["nearest"], kept["square"], resamples=RESAMPLES)
         found |= {"error": kept["nearest"].sum(0).sqrt() / scale, "error_low": low.sqrt(), "error_high": high.sqrt()}
         found["stochastic_error"] = kept["stochastic"].sum(0).sqrt() / scale
     return found

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.precision._formats import Format, format_of, rounded
+from ssmlens.errors import SsmlensError
 
 __all__ = ["stall", "stalled_share"]
 
@@ -44,13 +45,13 @@ def stall(
         ``stochastic``, the half-life of the mean of 256 copies rounded stochastically.
 
     Raises:
-        ValueError: for decays outside (0, 1), or an unknown format.
+        SsmlensError: for decays outside (0, 1), or an unknown format.
     """
     a = torch.as_tensor(decays, dtype=torch.float64).reshape(-1)
     if not len(a) or not bool(((a > 0) & (a < 1)).all()):
-        raise ValueError("decays are numbers between 0 and 1, and at least one")
+        raise SsmlensError("decays are numbers between 0 and 1, and at least one")
     if limit < 1:
-        raise ValueError(f"limit is at least 1, got {limit}")
+        raise SsmlensError(f"limit is at least 1, got {limit}")
     to = format_of(dtype)
     starts = rounded(torch.exp2(torch.arange(STARTS, dtype=torch.float64) / STARTS), to)
     lives, floors = _nearest(a[:, None], starts, to, limit)
@@ -77,7 +78,7 @@ def stalled_share(a: float, dtype: str | torch.dtype | Format = "bfloat16") -> f
     """
     to = format_of(dtype)
     if to.digits > 16:
-        raise ValueError(f"{to.name} has too many numbers in a binade to try each: choose a shorter format")
+        raise SsmlensError(f"{to.name} has too many numbers in a binade to try each: choose a shorter format")
     h = 1 + torch.arange(2 ** (to.digits - 1), dtype=torch.float64) / 2 ** (to.digits - 1)
     return float((rounded(a * h, to) == h).double().mean())
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from ssmlens.cli import analyse, attribution, pages, run, selfcheck
+from ssmlens.cli import analyse, attribution, pages, precision_commands, run, selfcheck
 from ssmlens.errors import SsmlensError
 
 __all__ = ["app", "main"]
@@ -45,6 +45,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(precision_commands.app, name="precision")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
