@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -45,7 +46,9 @@ class _Terms:
             return None if x is None else x.double().where(real, 0.0).transpose(1, 2).flatten(0, 1)
 
         decay, write, read = rows(part.log_decay), rows(part.write), rows(part.read)
-        assert decay is not None and write is not None and read is not None
+        assert decay is not None
+        assert write is not None
+        assert read is not None
         return cls(decay, write, read, rows(part.erase_read), rows(part.erase_write))
 
     def arrive(self, carried: Tensor, start: int, stop: int) -> Tensor:
@@ -92,7 +95,7 @@ def block_spectra(rec: Recurrence, cuts: Sequence[int], heads: slice) -> Tensor:
     empty = terms.write.new_zeros(count, 0, n)
     bounds = [0, *cuts, rec.length]
     past, carried = [], empty
-    for start, stop in zip(bounds[:-2], bounds[1:-1]):
+    for start, stop in pairwise(bounds[:-1]):
         carried = _triangle(terms.arrive(carried, start, stop))
         past.append(carried)
     values = terms.write.new_zeros(count, len(cuts), n)
