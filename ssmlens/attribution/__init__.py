@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ssmlens.attribution._faithfulness import Faithfulness, faithfulness
     from ssmlens.attribution._methods import METHODS, attribute
     from ssmlens.attribution._occlusion import feature_ablation, occlusion
+    from ssmlens.attribution._pair import PairPath, pair_path
     from ssmlens.attribution._relevance import relevance
     from ssmlens.attribution._rollout import hidden_row, mamba_attribution, rollout
     from ssmlens.attribution._sanity import Randomisation, infidelity, randomisation, sensitivity
@@ -31,6 +32,7 @@ _HOME = {
     "Contributions": "_contributions",
     "Faithfulness": "_faithfulness",
     "LogitParts": "residuals",
+    "PairPath": "_pair",
     "Randomisation": "_sanity",
     "ResidualParts": "residuals",
     "UnifiedAttention": "_unified",
@@ -47,6 +49,7 @@ _HOME = {
     "integrated_gradients": "gradients",
     "mamba_attribution": "_rollout",
     "occlusion": "_occlusion",
+    "pair_path": "_pair",
     "randomisation": "_sanity",
     "relevance": "_relevance",
     "residual_parts": "residuals",
@@ -65,6 +68,7 @@ __all__ = [
     "Contributions",
     "Faithfulness",
     "LogitParts",
+    "PairPath",
     "Randomisation",
     "ResidualParts",
     "UnifiedAttention",
@@ -81,6 +85,7 @@ __all__ = [
     "integrated_gradients",
     "mamba_attribution",
     "occlusion",
+    "pair_path",
     "randomisation",
     "relevance",
     "residual_parts",

@@ -80,11 +80,13 @@ class Pooled:
     """A map drawn with one cell per ``factor`` x ``factor`` block.
 
     ``matrix`` holds, with its sign, the entry of largest magnitude of each block: a spike stays visible where
-    a mean would wash it out.
+    a mean would wash it out. ``where`` tells which entry that is: its place in the block, ``factor`` times its row
+    plus its column; None where nothing was pooled.
     """
 
     matrix: NDArray[np.float64]
     factor: int
+    where: NDArray[np.int64] | None = None
 
     @property
     def rule(self) -> str:
@@ -108,4 +110,4 @@ def pool_max_abs(x: Any, most: int) -> Pooled:
     blocks = padded.reshape(rows, factor, columns, factor).swapaxes(1, 2).reshape(rows, columns, -1)
     # -1 marks the missing: below every magnitude, so argmax prefers any real entry.
     strongest = np.where(np.isnan(blocks), -1.0, np.abs(blocks)).argmax(axis=-1)
-    return Pooled(np.take_along_axis(blocks, strongest[..., None], axis=-1)[..., 0], factor)
+    return Pooled(np.take_along_axis(blocks, strongest[..., None], axis=-1)[..., 0], factor, strongest)
