@@ -27,17 +27,19 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ssmlens.attention import DENSE_LIMIT
+from ssmlens.attribution._front import PLACES, Front, activate, derivative, gate_of
 from ssmlens.attribution._mixers import slope
+from ssmlens.attribution._rows import rows_of
 from ssmlens.errors import MemoryLimitError, SsmlensError, UnsupportedModelError
 from ssmlens.kernels import contributions as kernel
 from ssmlens.kernels.contributions import Terms
 from ssmlens.trace import MixerTrace
 
-__all__ = ["PLACES", "RULES", "Contributions", "contributions", "gate_of"]
+__all__ = ["RULES", "Contributions", "contributions"]
 
 RULES = ("gate", "silu", "tangent", "none")
 """How `contributions` shares out the activation behind the convolution."""
@@ -51,22 +53,58 @@ class Contributions:
     receives nothing.
 
     Args:
-        layer: index of the layer.
+        mixer: one layer of a trace, with its weights.
         rule: one of `RULES`.
-        terms: the frozen mixer as plain tensors.
-        output: (b, t, d) the model's own output of the mixer.
-        real: (b, t) bool, False on padding.
-        bias_value: (b, t, e) what no token gives to the scan's value; None for nothing.
-        out_bias: (d,) of the output projection; None for none.
     """
 
-    layer: int
+    mixer: MixerTrace = field(repr=False)
     rule: str
-    terms: Terms = field(repr=False)
-    output: Tensor = field(repr=False)
-    real: Tensor = field(repr=False)
-    bias_value: Tensor | None = field(default=None, repr=False)
-    out_bias: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def layer(self) -> int:
+        """Index of the layer."""
+        return self.mixer.layer
+
+    @cached_property
+    def output(self) -> Float[Tensor, "b t d"]:
+        """The model's own output of the mixer."""
+        return self.mixer.output.detach().to(self.mixer.recurrence.dtype)
+
+    @property
+    def real(self) -> Bool[Tensor, "b t"]:
+        """False on padding."""
+        return self.mixer.recurrence.real
+
+    @cached_property
+    def out_bias(self) -> Tensor | None:
+        """(d,) of the output projection; None for none."""
+        found = self.mixer.parameters.get("out_proj.bias")
+        return None if found is None else found.detach().to(self.mixer.recurrence.dtype)
+
+    @property
+    def bias_value(self) -> Tensor | None:
+        """(b, t, e) what no token gives to the scan's value; None for nothing."""
+        return self._shares[1]
+
+    @cached_property
+    def terms(self) -> Terms:
+        """The frozen mixer as plain tensors."""
+        mixer, rec = self.mixer, self.mixer.recurrence
+        with torch.no_grad():
+            gate = gate_of(mixer)
+            return Terms(
+                inputs=rec.inputs.map(torch.detach).cast(),
+                sources=self._shares[0],
+                # A padded position reads nothing, around the state neither.
+                gate=gate.masked_fill(~rec.real[..., None], 0) if rec.lengths is not None else gate,
+                weight=mixer.parameters["out_proj.weight"].detach().to(rec.dtype),
+                skip=None if rec.D is None else rec.D.detach().to(rec.dtype),
+            )
+
+    @cached_property
+    def _shares(self) -> tuple[Tensor, Tensor | None]:
+        with torch.no_grad():
+            return _sources(self.mixer, self.rule)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -104,7 +142,8 @@ class Contributions:
         """The contributions themselves, (b, len(rows) or t, s, d); exactly 0 for s > t.
 
         Args:
-            rows: output positions, negative ones count from the end; all by default.
+            rows: output positions, negative ones count from the end; all by default. Few rows of a long prompt take
+                little more than their result and one row of the recurrence's matrix.
             limit: bytes that the result may take.
 
         Raises:
@@ -114,7 +153,7 @@ class Contributions:
         b, t, s, d = self.shape
         picked = range(t) if rows is None else [self._position(row) for row in rows]
         self._check_size("vectors()", (b, len(picked), s, d), limit, "pass rows=[...] or use norm()")
-        return kernel.vectors(self.terms, picked)
+        return kernel.vectors(self.terms) if rows is None else rows_of(self.mixer, self.rule, list(picked))
 
     def norm(self, p: float = 2, limit: float | int = DENSE_LIMIT) -> Float[Tensor, "b t s"]:
         """Norm of every contribution over the residual width, (b, t, s); exactly 0 for s > t.
@@ -196,44 +235,10 @@ def contributions(mixer: MixerTrace, rule: str = "gate") -> Contributions:
         raise SsmlensError(
             f"layer {mixer.layer} of this trace has no weights: save it with trace.save(path, weights=True)"
         )
-    rec = mixer.recurrence
-    with torch.no_grad():
-        gate, weights = gate_of(mixer), {k: x.detach().to(rec.dtype) for k, x in mixer.parameters.items()}
-        sources, bias_value = _sources(mixer, rule)
-        real = rec.real
-        terms = Terms(
-            inputs=rec.inputs.map(torch.detach).cast(),
-            sources=sources,
-            # A padded position reads nothing, around the state neither.
-            gate=gate.masked_fill(~real[..., None], 0) if rec.lengths is not None else gate,
-            weight=weights["out_proj.weight"],
-            skip=None if rec.D is None else rec.D.detach().to(rec.dtype),
-        )
-        return Contributions(
-            layer=mixer.layer,
-            rule=rule,
-            terms=terms,
-            output=mixer.output.detach().to(rec.dtype),
-            bias_value=bias_value,
-            out_bias=weights.get("out_proj.bias"),
-            real=real,
-        )
-
-
-PLACES = {"mamba1": 0, "mamba2": 1}
-"""Where the rows of in_proj that feed the convolution's value channels start, in units of d_inner."""
-
-
-def gate_of(mixer: MixerTrace) -> Tensor:
-    """What the scan's output is multiplied with before the output projection, (b, t, e)."""
-    gate = F.silu(mixer.gate.detach().to(mixer.recurrence.dtype))
-    if mixer.family == "mamba1":
-        return gate
-    gated = mixer.recurrence.run().detach().flatten(2) * gate
-    grouped = gated.unflatten(-1, (-1, mixer.config["norm_group"]))
-    scale = torch.rsqrt(grouped.square().mean(-1, keepdim=True) + mixer.config["norm_eps"])
-    gate = (gate.view_as(grouped) * scale).flatten(-2)
-    return gate * mixer.parameters["norm.weight"].detach().to(gate.dtype)
+    if rule in ("gate", "silu"):
+        # Refuses an activation that would let nothing contribute something.
+        slope(torch.zeros(()), mixer.config["activation"])
+    return Contributions(mixer, rule)
 
 
 def _sources(mixer: MixerTrace, rule: str) -> tuple[Tensor, Tensor | None]:
@@ -241,52 +246,24 @@ def _sources(mixer: MixerTrace, rule: str) -> tuple[Tensor, Tensor | None]:
     rec, dtype = mixer.recurrence, mixer.recurrence.dtype
     if rule == "none":
         return rec.value.detach().to(dtype).flatten(2)[:, None], None
-    inner = rec.n_heads * rec.head_dim
-    rows = slice(PLACES[mixer.family] * inner, (PLACES[mixer.family] + 1) * inner)
-
-    def weight(name: str, rows: slice) -> Tensor | None:
-        found = mixer.parameters.get(name)
-        return None if found is None else found.detach()[rows].to(dtype)
-
-    taps = weight("conv1d.weight", slice(0, inner))
-    projection = weight("in_proj.weight", rows)
-    assert taps is not None
-    assert projection is not None
-    taps = taps[:, 0].flip(-1)  # (e, k): the first tap is now
-    bias = weight("conv1d.bias", slice(0, inner))
+    front = Front(mixer)
+    taps, bias, name = front.taps, front.bias, front.activation
     # Time last, as the kernels take it.
-    x = F.linear(mixer.input.detach().to(dtype), projection, weight("in_proj.bias", rows)).mT.contiguous()
+    x = front.x(0, rec.length).mT.contiguous()
     parts = [taps[:, k, None] * x for k in range(taps.shape[1])]
-    name = mixer.config["activation"]
     if rule == "silu":
-        slope(x.new_zeros(()), name)  # refuses what would let nothing contribute something
-        own = None if bias is None else _activate(bias, name).expand(rec.batch, rec.length, inner)
-        return torch.stack([_activate(part, name) for part in parts], 1).mT, own
+        own = None if bias is None else activate(bias, name).expand(rec.batch, rec.length, front.inner)
+        return torch.stack([activate(part, name) for part in parts], 1).mT, own
     c = sum(F.pad(part, (k, 0))[..., : rec.length] for k, part in enumerate(parts))
     assert isinstance(c, Tensor)
     c = c if bias is None else c + bias[:, None]
-    factor = slope(c, name) if rule == "gate" else _derivative(c, name)
+    factor = slope(c, name) if rule == "gate" else derivative(c, name)
     for k, part in enumerate(parts):
         part *= F.pad(factor[..., k:], (0, min(k, rec.length)))
     if rule == "tangent":
-        rest = _activate(c, name) - factor * (c if bias is None else c - bias[:, None])
+        rest = activate(c, name) - factor * (c if bias is None else c - bias[:, None])
     elif bias is None:
         return torch.stack(parts, 1).mT, None
     else:
         rest = factor * bias[:, None]
     return torch.stack(parts, 1).mT, rest.mT
-
-
-def _activate(x: Tensor, name: str) -> Tensor:
-    from transformers.activations import ACT2FN
-
-    out: Tensor = ACT2FN[name](x)
-    return out
-
-
-def _derivative(c: Tensor, name: str) -> Tensor:
-    """act'(c), like c."""
-    with torch.inference_mode(False), torch.enable_grad():
-        point = c.clone().requires_grad_()
-        (found,) = torch.autograd.grad(_activate(point, name).sum(), point)
-    return found

@@ -19,12 +19,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from ssmlens.attention import DENSE_LIMIT, REDUCTIONS
-from ssmlens.attribution._contributions import PLACES, gate_of
+from ssmlens.attribution._front import PLACES, Front, gate_of
 from ssmlens.attribution._mixers import slope
 from ssmlens.errors import MemoryLimitError, SsmlensError, UnsupportedModelError
 from ssmlens.kernels import attention, scan
@@ -44,34 +43,77 @@ class UnifiedAttention:
     Everything is in the compute dtype: float64 for a float64 model, else float32.
 
     Args:
-        layer: index of the layer.
+        mixer: one layer of a trace, with its weights.
         parts: which of "conv", "activation", "skip" and "gate" are in it; with all four the identity holds.
-        inputs: the recurrence, for M.
-        value: (b, t, e) input of the convolution, zero at padding.
-        output: (b, t, e) the gated output.
-        gate: (b, t, e) factor behind the scan.
-        slope: (b, t, e) act(c) / c.
-        taps: (e, k) weights of the convolution, that of the current token first.
-        skip: (e,) weight of the scan's value in its output.
-        conv_bias: (e,) bias of the convolution, or None.
     """
 
-    layer: int
+    mixer: MixerTrace = field(repr=False)
     parts: frozenset[str]
-    inputs: ScanInputs = field(repr=False)
-    value: Tensor = field(repr=False)
-    output: Tensor = field(repr=False)
-    gate: Tensor = field(repr=False)
-    slope: Tensor = field(repr=False)
-    taps: Tensor = field(repr=False)
-    skip: Tensor = field(repr=False)
-    conv_bias: Tensor | None = field(repr=False)
+
+    @property
+    def layer(self) -> int:
+        """Index of the layer."""
+        return self.mixer.layer
+
+    @cached_property
+    def _front(self) -> Front:
+        return Front(self.mixer)
+
+    @cached_property
+    def inputs(self) -> ScanInputs:
+        """The recurrence, for M."""
+        return self._front.inputs
+
+    @cached_property
+    def value(self) -> Float[Tensor, "b t e"]:
+        """Input of the convolution, zero at padding."""
+        with torch.no_grad():
+            return self._front.x(0, self.mixer.recurrence.length) * self._real
+
+    @cached_property
+    def output(self) -> Float[Tensor, "b t e"]:
+        """The gated output."""
+        with torch.no_grad():
+            return self.mixer.recurrence.run().detach().flatten(2) * gate_of(self.mixer) * self._real
+
+    @cached_property
+    def gate(self) -> Float[Tensor, "b t e"]:
+        """Factor behind the scan, zero at padding."""
+        with torch.no_grad():
+            return (gate_of(self.mixer) if "gate" in self.parts else torch.ones_like(self.value)) * self._real
+
+    @cached_property
+    def slope(self) -> Float[Tensor, "b t e"]:
+        """act(c) / c, c the output of the convolution."""
+        if "activation" not in self.parts:
+            return torch.ones_like(self.value)
+        with torch.no_grad():
+            return self._front.slope(0, self.mixer.recurrence.length)
+
+    @property
+    def taps(self) -> Float[Tensor, "e k"]:
+        """Weights of the convolution, that of the current token first."""
+        return self._front.taps
+
+    @cached_property
+    def skip(self) -> Float[Tensor, " e"]:
+        """Weight of the scan's value in its output."""
+        return self._front.skip if "skip" in self.parts else torch.zeros_like(self._front.skip)
+
+    @property
+    def conv_bias(self) -> Tensor | None:
+        """(e,) bias of the convolution, or None."""
+        return self._front.bias
+
+    @property
+    def _real(self) -> Tensor:
+        return self.mixer.recurrence.real[..., None]
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(b, e, t, s) of the dense matrices."""
-        b, t, e = self.value.shape
-        return (b, e, t, t)
+        rec = self.mixer.recurrence
+        return (rec.batch, rec.n_heads * rec.head_dim, rec.length, rec.length)
 
     def dense(
         self, channels: int | slice | Sequence[int] | None = None, limit: float | int = DENSE_LIMIT
@@ -88,7 +130,7 @@ class UnifiedAttention:
         """
         chosen = self._channels(channels)
         b, _, t, s = self.shape
-        size = b * len(chosen) * t * s * self.value.element_size()
+        size = b * len(chosen) * t * s * self._front.taps.element_size()
         if size > limit:
             raise MemoryLimitError(
                 f"dense() of {len(chosen)} channels x {t} x {s} needs {size / 1e9:.1f} GB (limit {limit / 1e9:.1f} "
@@ -103,9 +145,30 @@ class UnifiedAttention:
             raise IndexError(f"row {t} is outside the {length} tokens of this map")
         t = operator.index(t) % length
         with torch.no_grad():
-            line = attention.row(self.inputs, t).repeat_interleave(self.inputs.head_dim, 1)
+            line = attention.row(self.inputs, t)
+            gate = self._front.gate(t, line) if "gate" in self.parts else self._real[:, t].to(line.dtype)
+            if self.inputs.head_dim > 1:
+                line = line.repeat_interleave(self.inputs.head_dim, 1)
             line[..., t] += self.skip
-            return self._before(line * self.gate[:, t, :, None], slice(None))
+            line *= gate[..., None]
+            # A stretch is finished before the next, which reads on from its own start.
+            for start, stop in self._front.stretches(t + 1):
+                line[..., start:stop] = self._stretch(line, start, stop)
+            return line
+
+    def _stretch(self, line: Tensor, start: int, stop: int) -> Tensor:
+        """Columns ``start`` to ``stop`` of a row of gate times M, in terms of the convolution's input, (b, e, s)."""
+        reach = self.taps.shape[1] - 1 if "conv" in self.parts else 0
+        near = line[..., start : stop + reach]
+        if "activation" in self.parts:
+            near = near * self._front.slope(start, start + near.shape[-1]).mT
+        if not reach:
+            return near
+        out = near[..., : stop - start] * self.taps[:, :1]
+        for k in range(1, reach + 1):
+            later = near[..., k : k + stop - start]
+            out[..., : later.shape[-1]] += later * self.taps[:, k, None]
+        return out
 
     def reduce(self, how: str, limit: float | int = DENSE_LIMIT) -> Float[Tensor, "b t s"]:
         """One map over all channels, (b, t, s), never holding (b, e, t, s).
@@ -121,7 +184,7 @@ class UnifiedAttention:
         if how not in REDUCTIONS:
             raise SsmlensError(f"unknown reduction {how!r}: choose one of {', '.join(REDUCTIONS)}")
         b, e, t, s = self.shape
-        if b * t * s * self.value.element_size() > limit:
+        if b * t * s * self._front.taps.element_size() > limit:
             raise MemoryLimitError(f"reduce() of {t} x {s} exceeds the limit of {limit / 1e9:.1f} GB: use row(t)")
         out = self.value.new_zeros(b, t, s)
         for block in self._blocks():
@@ -231,39 +294,13 @@ def unified(mixer: MixerTrace, parts: Sequence[str] = PARTS) -> UnifiedAttention
             raise SsmlensError(f"unknown part {part!r}: choose from {', '.join(PARTS)}")
     if mixer.family not in PLACES:
         raise UnsupportedModelError(f"the unified map needs a mixer of {' or '.join(PLACES)}, not {mixer.family!r}")
-    rec = mixer.recurrence
-    with torch.no_grad():
-        gate = gate_of(mixer)  # says in one sentence when the weights are missing
-        inner, real = rec.n_heads * rec.head_dim, rec.real[..., None]
-        rows = slice(PLACES[mixer.family] * inner, (PLACES[mixer.family] + 1) * inner)
-
-        def weight(name: str, rows: slice) -> Tensor | None:
-            found = mixer.parameters.get(name)
-            return None if found is None else found.detach()[rows].to(rec.dtype)
-
-        projection, kernel = weight("in_proj.weight", rows), weight("conv1d.weight", slice(0, inner))
-        assert projection is not None
-        assert kernel is not None
-        value = F.linear(mixer.input.detach().to(rec.dtype), projection, weight("in_proj.bias", rows)) * real
-        taps, bias = kernel[:, 0].flip(-1), weight("conv1d.bias", slice(0, inner))
-        c = convolution(value, taps)
-        c = c if bias is None else c + bias
-        skip = value.new_zeros(inner)
-        if rec.D is not None:
-            skip = rec.D.detach().to(rec.dtype).view(rec.n_heads, -1).expand(-1, rec.head_dim).reshape(inner)
-        gated = rec.run().detach().to(rec.dtype).flatten(2) * gate
-        return UnifiedAttention(
-            layer=mixer.layer,
-            parts=frozenset(parts),
-            inputs=rec.inputs.map(torch.detach).cast().replace(initial=None),
-            value=value,
-            output=gated * real,
-            gate=gate * real if "gate" in parts else torch.ones_like(gate) * real,
-            slope=slope(c, mixer.config["activation"]) if "activation" in parts else torch.ones_like(c),
-            taps=taps,
-            skip=skip if "skip" in parts else torch.zeros_like(skip),
-            conv_bias=bias,
+    if not mixer.parameters:
+        raise SsmlensError(
+            f"layer {mixer.layer} of this trace has no weights: save it with trace.save(path, weights=True)"
         )
+    if "activation" in parts:
+        slope(torch.zeros(()), mixer.config["activation"])  # refuses one that is no factor times its input
+    return UnifiedAttention(mixer, frozenset(parts))
 
 
 def convolution(x: Tensor, taps: Tensor) -> Tensor:
