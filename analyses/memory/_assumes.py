@@ -5,13 +5,17 @@ from __future__ import annotations
 from ssmlens.analyses._layers import Layers
 
 __all__ = [
+    "CASCADE",
     "CONSTANT_DECAY",
     "CONSTANT_DRIVE",
+    "ENERGY_SHARE",
     "FROZEN",
     "GEOMETRIC_KERNEL",
+    "KNOWN_COLLAPSE",
     "KNOWN_ONSET",
     "KNOWN_SATURATION",
     "LINEAR_PROBE",
+    "NO_FORGETTING",
     "OBSERVED",
     "ONE_LEAKY_UNIT",
     "ONE_WRITE",
@@ -21,6 +25,7 @@ __all__ = [
     "STATIONARY",
     "TEACHER_FORCED",
     "TRUNCATED",
+    "WINDOW",
     "assumes",
 ]
 
@@ -51,6 +56,11 @@ KNOWN_ONSET = f"four decays at 2048 tokens ({_TESTS}/test_saturation.py::test_kn
 ONE_LEAKY_UNIT = f"one leaky unit, white input: (1 - a^2) a^(2k) ({_TESTS}/test_fidelity.py::test_one_leaky_unit)"
 ONE_WRITE = f"one write in an empty state: a^k and cosine 1 ({_TESTS}/test_transport.py::test_one_write)"
 PROJECTION = f"r of d equal components: r / d ({_TESTS}/test_cross_layer.py::test_a_projection_tells_its_share)"
+WINDOW = f"a run that begins inside the text with nothing ({_TESTS}/test_mitigate.py::test_a_window_is_a_fresh_run)"
+NO_FORGETTING = f"a window of w tokens: 0 for k >= w ({_TESTS}/test_remembrance.py::test_a_sliding_window_model)"
+CASCADE = f"l one-pole layers: C(k+l-1, l-1) a^k, mean l a/(1-a) ({_TESTS}/test_influence.py::test_a_cascade_of_poles)"
+KNOWN_COLLAPSE = f"losses and variances with a known onset ({_TESTS}/test_stream.py::test_a_known_onset)"
+ENERGY_SHARE = f"one leaky unit: (1 - a^2) a^(2k) predicted and measured ({_TESTS}/test_age.py::test_one_leaky_unit)"
 
 
 def assumes(layers: Layers, *sentences: str) -> tuple[str, ...]:
