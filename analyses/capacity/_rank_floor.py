@@ -24,7 +24,7 @@ untouched run, so that only what they act on changes. For the last recurrent lay
 
 DRAWS = 999
 
-CUT = "only what reaches later tokens through the chosen layers' states is cut; the convolution still sees its last tokens"
+CUT = "only the way through the chosen layers' states is cut; the convolution still sees the last tokens before the cut"
 ENOUGH = "the floor is a sufficient rank for these prompts and this metric; other truncations might do with less"
 ROWS = "the interval resamples prompts"
 CHECKED = (
@@ -73,9 +73,9 @@ def rank_floor(
 
     Returns:
         Result with axes (layer, reading, rank): the metric over positions from the cut on. Columns: ``low`` and
-        ``high``, a 95 % percentile bootstrap over rows; ``floor``, the smallest rank of the grid from which on the metric
-        stays within ``tolerance`` of the untruncated one, with ``floor_low`` and ``floor_high`` from the same draws
-        (NaN: no rank of the grid does); ``kept_energy``, the share of the squared singular values in the first r;
+        ``high``, a 95 % percentile bootstrap over rows; ``floor``, the smallest rank of the grid from which on the
+        metric stays within ``tolerance`` of the untruncated one, with ``floor_low`` and ``floor_high`` from the same
+        draws (NaN: no rank of the grid does); ``kept_energy``, the share of the squared singular values in the first r;
         ``logit_difference``, the largest from the untouched logits. Controls: ``untruncated`` and ``full_rank``.
 
         "loss" is the mean negative log likelihood of the targets in nats, "accuracy" the share of targets with the
