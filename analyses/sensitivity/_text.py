@@ -1,0 +1,99 @@
+"""The text that a sensitivity is measured on: its rows, its targets, and how its tokens are split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssmlens.analyses._bootstrap import block_sums, ratio_interval
+from ssmlens.errors import PromptError
+from ssmlens.lens import Lens
+
+__all__ = ["SPLITS", "Text"]
+
+SPLITS = ("all", "first third", "middle third", "last third", "recall", "other")
+"""Which targets a mean is over.
+
+recall  the token ends a pair (the token before it, itself) that stood in the same row before, so that it could be
+        looked up in the context (the "associative recall hits" of Arora et al. 2023, Zoology)
+other   all that is no recall
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """Rows of tokens and what is known about each target.
+
+    Args:
+        ids: (b, t) padded on the right.
+        lengths: (b,) real tokens.
+        settings: where it was traced.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, lens: Lens, prompt: Any) -> Text:
+        """The prompt's tokens.
+
+        Raises:
+            PromptError: when the prompt cannot be used, or no row has a next token to predict.
+        """
+        trace = lens.trace(prompt)
+        trace.check()
+        if int(trace.lengths.max()) < 2:
+            raise PromptError("a loss needs a next token: give a text of at least two")
+        settings = {**trace.settings, "reconstruction_error": dict(trace.reconstruction_error)}
+        return cls(trace.ids, trace.lengths, settings)
+
+    @cached_property
+    def real(self) -> Tensor:
+        """(b, t - 1) True where both the token and the next one are real."""
+        return torch.arange(1, self.ids.shape[1]) < self.lengths[:, None]
+
+    @cached_property
+    def count(self) -> int:
+        """Targets of all rows."""
+        return int(self.real.sum())
+
+    def losses(self, logits: Tensor) -> Tensor:
+        """Nats on each target, row after row (count,), float64, from logits (b, t, v)."""
+        laws = logits[:, :-1].log_softmax(-1).cpu()
+        return -laws.gather(-1, self.ids[:, 1:, None])[..., 0][self.real].double()
+
+    @cached_property
+    def recall(self) -> Tensor:
+        """(count,) True where the pair of a target and the token before it stood in its row before."""
+        found = torch.zeros(self.real.shape, dtype=torch.bool)
+        for row, length in enumerate(self.lengths.tolist()):
+            seen: set[tuple[int, int]] = set()
+            tokens = self.ids[row, :length].tolist()
+            for t, pair in enumerate(zip(tokens, tokens[1:])):
+                found[row, t] = pair in seen
+                seen.add(pair)
+        return found[self.real]
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """(splits, count) of 0 and 1, in the order of `SPLITS`."""
+        share = (torch.arange(self.ids.shape[1] - 1) / (self.lengths[:, None] - 1).clamp(min=1))[self.real]
+        third = (share * 3).long().clamp(max=2)
+        masks = [torch.ones_like(self.recall), *(third == i for i in range(3)), self.recall, ~self.recall]
+        return torch.stack(masks).double()
+
+    def means(self, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean over each split of numbers (count, ...), and the ends of its interval, (splits, ...) each.
+
+        A split without a target is NaN.
+        """
+        masks = self.masks.reshape(*self.masks.shape, *[1] * (change.ndim - 1))
+        tops = torch.stack([block_sums(change * mask) for mask in masks], dim=1)  # (blocks, splits, ...)
+        bottoms = torch.stack([block_sums(mask) for mask in masks], dim=1)
+        low, high = ratio_interval(tops, bottoms)
+        return tops.sum(0) / bottoms.sum(0), low, high
