@@ -71,11 +71,11 @@ def hebbian_load(
     if not loads or loads[0] < 1 + age or age < 0:
         raise ValueError("pairs lists numbers of pairs, each above the age of the one asked for")
     sizes = (d_state, channels, vocabulary)
-    value = torch.tensor([_predict(*sizes, _fading(k, decay), age) for k in loads], dtype=torch.float64)
-    columns = {"load": torch.tensor(loads) / half, "half_load": torch.tensor(half)}
+    value = _float([_predict(*sizes, _fading(k, decay), age) for k in loads])
+    columns = {"load": _float(loads) / half, "half_load": _float(half)}
     if simulate:
-        right = torch.tensor([_simulate(*sizes, _fading(k, decay), age, simulate, seed) for k in loads])
-        low, high = wilson(right, torch.tensor(float(simulate)))
+        right = _float([_simulate(*sizes, _fading(k, decay), age, simulate, seed) for k in loads])
+        low, high = wilson(right, simulate)
         columns |= {"simulated": right / simulate, "low": low, "high": high}
     return Result(
         name="recall_accuracy",
@@ -84,7 +84,7 @@ def hebbian_load(
         units="1",
         coords={"pairs": loads},
         columns=columns,
-        control={"chance": torch.tensor(1 / vocabulary)},
+        control={"chance": _float(1 / vocabulary)},
         settings={
             "d_state": d_state,
             "channels": channels,
@@ -137,7 +137,7 @@ def effective_bits(
     Source:
         The bound: Jelassi et al., "Repeat after me: transformers are better than state space models at copying" (2024).
     """
-    n = torch.tensor([float(x) for x in lengths], dtype=torch.float64)
+    n = _float(lengths)
     value = torch.as_tensor(accuracy, dtype=torch.float64)
     if value.shape != n.shape or not len(n) or not bool((n[1:] > n[:-1]).all()) or not n[0] > 0:
         raise ValueError("lengths are increasing numbers above 0, with one accuracy for each")
@@ -148,16 +148,16 @@ def effective_bits(
     symbol = math.log2(vocabulary)
     columns: dict[str, Tensor] = {}
     longest, reached = _crossing(n, value, level)
-    columns |= {"effective_length": torch.tensor(longest), "effective_bits": torch.tensor(longest * symbol)}
-    columns["reached"] = torch.tensor(float(reached))
+    columns |= {"effective_length": _float(longest), "effective_bits": _float(longest * symbol)}
+    columns["reached"] = _float(float(reached))
     if trials is not None:
-        low, high = wilson(value * trials, torch.tensor(float(trials)))
+        low, high = wilson(value * trials, trials)
         columns |= {"low": low, "high": high}
-        columns["effective_bits_low"] = torch.tensor(_crossing(n, low, level)[0] * symbol)
-        columns["effective_bits_high"] = torch.tensor(_crossing(n, high, level)[0] * symbol)
+        columns["effective_bits_low"] = _float(_crossing(n, low, level)[0] * symbol)
+        columns["effective_bits_high"] = _float(_crossing(n, high, level)[0] * symbol)
     control = {"chance": torch.exp2(-n * symbol)}
     if elements is not None:
-        columns["efficiency"] = torch.tensor(longest * symbol / (elements * bits))
+        columns["efficiency"] = _float(longest * symbol / (elements * bits))
         control["bound"] = torch.exp2((elements * bits - n * symbol).clamp(max=0))
     return Result(
         name="copy_accuracy",
@@ -180,13 +180,17 @@ def effective_bits(
     )
 
 
-def wilson(right: Tensor, trials: Tensor, z: float = 1.959963984540054) -> tuple[Tensor, Tensor]:
+def wilson(right: Tensor, trials: int, z: float = 1.959963984540054) -> tuple[Tensor, Tensor]:
     """95 % Wilson interval of a share, from ``right`` out of ``trials``."""
     p = right.double() / trials
     centre = p + z**2 / (2 * trials)
     half = z * (p * (1 - p) / trials + z**2 / (4 * trials**2)).sqrt()
     scale = 1 + z**2 / trials
     return ((centre - half) / scale).clamp(0, 1), ((centre + half) / scale).clamp(0, 1)
+
+
+def _float(x: float | Sequence[float]) -> Tensor:
+    return torch.tensor(x, dtype=torch.float64)
 
 
 def _fading(pairs: int, decay: float) -> Tensor:

@@ -129,7 +129,7 @@ def collapse(
             "high": high,
             "growth": known.max(0).values,
             "growing": (known > growth).double().mean(0),
-            **{k: torch.tensor(x) for k, x in onsets.items()},
+            **{k: torch.tensor(x, dtype=torch.float64) for k, x in onsets.items()},
         },
         control={} if seen.restarted is None else {"restarted": _mean(seen.restarted.sum(0), seen.count * len(ids))},
         settings=settings,

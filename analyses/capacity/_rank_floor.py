@@ -120,7 +120,7 @@ def rank_floor(
                 if progress is not None:
                     progress(done, runs)
             rows.append(torch.stack(found))
-            differences.append(torch.tensor(apart))
+            differences.append(torch.tensor(apart, dtype=torch.float64))
     energies = torch.stack([torch.stack([cuts[k].energy(ranks) for k in group]).mean(0) for group in groups])
     shape = (len(groups), len(readings), len(ranks))
     return _result(
