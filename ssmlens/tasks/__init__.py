@@ -11,6 +11,7 @@ Text tasks give prompts and answers; forecasting tasks give float64 series and s
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from ssmlens.errors import SsmlensError
@@ -67,5 +68,5 @@ def make(name: str, **settings: Any) -> Task | TextTask:
     try:
         return _TASKS[name](**settings)
     except TypeError as error:
-        known = ", ".join(_TASKS[name].__dataclass_fields__)
+        known = ", ".join(field.name for field in fields(_TASKS[name]))  # type: ignore[arg-type]
         raise SsmlensError(f"{name} takes the settings {known}, got {', '.join(settings)}") from error

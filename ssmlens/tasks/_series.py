@@ -24,8 +24,11 @@ __all__ = ["NARMA", "Forecast", "Lorenz", "MackeyGlass", "forecast"]
 class Forecast(Task):
     """A series whose next value is asked at every place; the score is the error relative to the variance.
 
-    ``ids`` of a batch is (b, t, c) float64 inputs, ``targets`` (b, t, c') what comes next.
+    ``ids`` of a batch is (b, t, c) float64 inputs, ``targets`` (b, t, c') what comes next. ``autonomous`` says whether
+    the series is its own input.
     """
+
+    autonomous: ClassVar[bool] = True
 
     @property
     def baselines(self) -> dict[str, float]:
@@ -47,7 +50,7 @@ class Forecast(Task):
 
         2 (1 - r) for a stationary series, r its autocorrelation at one step: no closed form, so it is measured.
         """
-        need(batch.ids.shape == batch.targets.shape, f"{self.name} does not forecast its own input")
+        need(self.autonomous, f"{self.name} does not forecast its own input")
         return self.score(batch.ids, batch)
 
     def score(self, predicted: Tensor, batch: Batch) -> float:
@@ -246,6 +249,7 @@ class NARMA(Forecast):
     """
 
     name: ClassVar[str] = "narma"
+    autonomous: ClassVar[bool] = False
     length: int = 256
     order: int = 10
     burn: int = 50

@@ -90,8 +90,8 @@ def words_uniform() -> tuple[float, float]:
 
 def lorenz_moments() -> tuple[float, float]:
     """<x x> / (beta <z>) along the attractor."""
-    task = Lorenz(length=10_000)
-    found = task.moments(task.batch(8, 7))
+    task = Lorenz(length=5_000)
+    found = task.moments(task.batch(16, 7))
     return found["xx"] / found["z"], task.beta
 
 
