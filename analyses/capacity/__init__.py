@@ -11,16 +11,20 @@ from __future__ import annotations
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.capacity._associative import effective_bits, hebbian_load
 from ssmlens.analyses.capacity._collapse import BY, collapse, collapse_onset
-from ssmlens.analyses.capacity._linear_memory import fisher_memory, memory_capacity, memory_capacity_exact
+from ssmlens.analyses.capacity._drive import LAWS, drive
+from ssmlens.analyses.capacity._linear_memory import memory_capacity
+from ssmlens.analyses.capacity._linear_theory import fisher_memory, memory_capacity_exact
 from ssmlens.analyses.capacity._metrics import METRICS
 from ssmlens.analyses.capacity._processing import POLYNOMIALS, information_processing_capacity, selectivity_tax
 from ssmlens.analyses.capacity._rank_floor import READINGS, rank_floor
 from ssmlens.analyses.capacity._rank_statistics import PER, rank_null, rank_statistics
 from ssmlens.analyses.capacity._state_size import FORMS, effective_state_size, hankel
+from ssmlens.analyses.capacity._summary import summary
 
 __all__ = [
     "BY",
     "FORMS",
+    "LAWS",
     "METRICS",
     "PER",
     "POLYNOMIALS",
@@ -28,6 +32,7 @@ __all__ = [
     "Result",
     "collapse",
     "collapse_onset",
+    "drive",
     "effective_bits",
     "effective_state_size",
     "fisher_memory",
@@ -40,4 +45,5 @@ __all__ = [
     "rank_null",
     "rank_statistics",
     "selectivity_tax",
+    "summary",
 ]

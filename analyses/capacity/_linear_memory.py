@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ssmlens.analyses._result import Result
 
-__all__ = ["Features", "basis", "fisher_memory", "memory_capacity", "memory_capacity_exact", "series", "unbiased"]
+__all__ = ["CHECKED", "LINEAR", "Features", "basis", "memory_capacity", "series", "unbiased"]
 
 Features = Tensor | np.ndarray | Callable[[Tensor], Tensor]
 """States (t, n) that an input has left, or a reservoir: a function from inputs (t,) to them."""
 
 BLOCKS = 20
 DRAWS = 999
+RIDGES = (1e-12, 1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 WHITE = "the input is white: with correlated inputs a readout guesses the past from the present, and MC can exceed n"
 LINEAR = "linear readout of the features; information_processing_capacity counts what is kept in other forms"
@@ -37,7 +38,7 @@ def memory_capacity(
     *,
     noise: float = 0.0,
     orthogonal: bool = True,
-    ridge: float = 1e-9,
+    ridge: float | None = None,
     washout: int | None = None,
     folds: int = 5,
     seed: int = 0,
@@ -56,7 +57,8 @@ def memory_capacity(
         orthogonal: make the lagged inputs orthogonal in the sample (symmetrically). For white input they are so but
             for sampling error, which then no longer enters: the total cannot exceed the rank. With correlated input
             this asks for what is new in u[t-k]; False asks for u[t-k] itself.
-        ridge: penalty of the held-out readout, as a share of the features' mean variance.
+        ridge: penalty of the held-out readout, as a share of the features' mean variance; by default the one of
+            several from 1e-12 to 1 that predicts best.
         washout: first samples that are left out; by default the largest lag.
         folds: stretches of time, each predicted by a readout trained on the others.
         seed: of the shuffled control and the bootstrap.
@@ -80,7 +82,7 @@ def memory_capacity(
     chosen = _lags(lags, size, count)
     skip = max(max(chosen), washout or 0)
     _enough(count - skip, size, len(chosen))
-    if noise < 0 or ridge < 0:
+    if noise < 0 or (ridge is not None and ridge < 0):
         raise ValueError(f"noise and ridge are at least 0, got {noise} and {ridge}")
     targets = torch.stack([u[skip - k : count - k] for k in chosen], dim=1)
     targets = targets - targets.mean(0)
@@ -93,7 +95,8 @@ def memory_capacity(
     order = torch.randperm(samples, generator=generator)
     value = unbiased(left.mT @ targets, root, keep, samples)
     shuffled = unbiased(left[order].mT @ targets, root, keep, samples)
-    held = _held_out(left * spread, targets, ridge * power.sum() / size / samples, folds, generator)
+    penalties = RIDGES if ridge is None else (ridge,)
+    held, ridge = _held_out(left * spread, targets, penalties, folds, generator)
     return Result(
         name="memory_capacity",
         value=value,
@@ -124,104 +127,6 @@ def memory_capacity(
         },
         assumes=(WHITE, LINEAR, CORRECTED),
         checked_by=CHECKED,
-    )
-
-
-def memory_capacity_exact(
-    decay: Sequence[float] | Tensor | np.ndarray,
-    weight: Sequence[float] | Tensor | np.ndarray | None = None,
-    lags: int = 1000,
-    *,
-    noise: float = 0.0,
-) -> Result:
-    """Memory capacity of constant diagonal states h[t] = a h[t-1] + v u[t] under white input, in closed form.
-
-    R_ij = v_i v_j / (1 - a_i a_j) and p_k = v a^k.
-
-    Args:
-        decay: (n,) a, each in [0, 1).
-        weight: (n,) v; ones by default. Without noise it does not matter.
-        lags: largest lag, from 0.
-        noise: as in `memory_capacity`.
-
-    Returns:
-        Result with axis (lag). Columns: ``total``, over these lags, and ``information``.
-
-    Raises:
-        ValueError: for decays outside [0, 1).
-    """
-    a = torch.as_tensor(decay, dtype=torch.float64)
-    if a.ndim != 1 or not len(a) or not bool(((a >= 0) & (a < 1)).all()):
-        raise ValueError("decays are (n,) numbers from 0 to below 1")
-    v = torch.ones_like(a) if weight is None else torch.as_tensor(weight, dtype=torch.float64)
-    gram = v[:, None] * v / (1 - a[:, None] * a)
-    past = v * a ** torch.arange(lags + 1, dtype=torch.float64)[:, None]  # (k, n)
-    powers, vectors = torch.linalg.eigh(gram + noise * gram.trace() / len(a) * torch.eye(len(a), dtype=a.dtype))
-    # Real poles are nearly degenerate: below rounding an eigenvalue says nothing.
-    known = powers > powers[-1] * len(a) * torch.finfo(torch.float64).eps
-    value = ((past @ vectors[:, known]).square() / powers[known]).sum(1)
-    return Result(
-        name="memory_capacity",
-        value=value,
-        dims=("lag",),
-        units="1",
-        columns={"total": value.sum(), "information": -0.5 * torch.log1p(-value.clamp(max=1))},
-        control={"rank": known.sum().double()},
-        settings={"decay": a, "weight": v, "noise": noise},
-        assumes=("constant gates, white scalar input", LINEAR),
-        checked_by=CHECKED,
-    )
-
-
-def fisher_memory(
-    transition: Tensor | np.ndarray, weight: Tensor | np.ndarray, lags: int = 1000, *, noise: float = 1.0
-) -> Result:
-    """Fisher memory curve of h[t] = W h[t-1] + v u[t] + noise: how precisely the state tells u[t-k].
-
-    J(k) = (W^k v)' C^-1 (W^k v) with C the stationary covariance of the noise, C = W C W' + noise I. For a normal W
-    and a unit v the sum over all lags is 1 / noise, however many states there are; it is at most n / noise
-    (Ganguli, Huh and Sompolinsky 2008).
-
-    Args:
-        transition: (n, n) W, or (n,) for a diagonal one; all eigenvalues below 1 in absolute value.
-        weight: (n,) v.
-        lags: largest lag, from 0.
-        noise: variance of the noise that each state gets at each step.
-
-    Returns:
-        Result with axis (lag). Column: ``total`` over these lags. Control: ``normal``, the sum for a normal W.
-
-    Raises:
-        ValueError: when shapes do not fit or W does not decay.
-    """
-    from scipy.linalg import solve_discrete_lyapunov
-
-    W = torch.as_tensor(transition, dtype=torch.float64)
-    W = torch.diag(W) if W.ndim == 1 else W
-    v = torch.as_tensor(weight, dtype=torch.float64)
-    if W.ndim != 2 or W.shape[0] != W.shape[1] or v.shape != W.shape[:1]:
-        raise ValueError(f"transition is (n, n) and weight (n,), got {tuple(W.shape)} and {tuple(v.shape)}")
-    if not noise > 0:
-        raise ValueError(f"noise is above 0, got {noise}")
-    if not float(torch.linalg.eigvals(W).abs().max()) < 1:
-        raise ValueError("the transition does not decay: all its eigenvalues have to lie inside the unit circle")
-    covariance = torch.from_numpy(solve_discrete_lyapunov(W.numpy(), noise * np.eye(len(v))))
-    curve, x = [], v
-    inverse = torch.linalg.inv(covariance)
-    for _ in range(lags + 1):
-        curve.append(x @ inverse @ x)
-        x = W @ x
-    value = torch.stack(curve)
-    return Result(
-        name="fisher_memory",
-        value=value,
-        dims=("lag",),
-        units="1",
-        columns={"total": value.sum()},
-        control={"normal": v.square().sum() / noise},
-        settings={"states": len(v), "noise": noise},
-        assumes=("constant gates; independent noise of equal variance on every state",),
-        checked_by="normal matrices, delay line, amplifying delay line: checks.py of this study",
     )
 
 
@@ -300,8 +205,13 @@ def _enough(samples: int, size: int, lags: int) -> None:
         )
 
 
-def _held_out(z: Tensor, y: Tensor, penalty: Tensor, folds: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """R^2 of predictions of y (t, k) from uncorrelated z (t, r), trained on the other folds, with intervals."""
+def _held_out(
+    z: Tensor, y: Tensor, ridges: Sequence[float], folds: int, generator: torch.Generator
+) -> tuple[dict[str, Tensor], float]:
+    """R^2 of predictions of y (t, k) from uncorrelated z (t, r), trained on the other folds, with intervals.
+
+    Also the ridge it was found with: the one of ``ridges``, shares of the mean square of z, with the least error.
+    """
     if folds < 2:
         raise ValueError(f"folds is at least 2, got {folds}")
     edges = [len(z) * i // folds for i in range(folds + 1)]
@@ -310,14 +220,20 @@ def _held_out(z: Tensor, y: Tensor, penalty: Tensor, folds: int, generator: torc
     ones = ones / scale  # columns of one size: the normal equations stay well conditioned
     parts = [(ones[a:b].mT @ ones[a:b], ones[a:b].mT @ y[a:b]) for a, b in pairwise(edges)]
     gram, cross = sum(p[0] for p in parts), sum(p[1] for p in parts)
-    penalties = penalty / scale.square() * len(z)
-    penalties[-1] = 0.0
-    errors = torch.empty_like(y)
-    for (a, b), (own, own_cross) in zip(pairwise(edges), parts):
-        weights = torch.linalg.solve(gram - own + torch.diag(penalties) * (1 - 1 / folds), cross - own_cross)
-        errors[a:b] = y[a:b] - ones[a:b] @ weights
+    shape = z.square().mean() / scale.square() * len(z) * (1 - 1 / folds)
+    shape[-1] = 0.0  # the mean is free
+
+    def weights(ridge: float) -> list[Tensor]:
+        return [torch.linalg.solve(gram - g + torch.diag(ridge * shape), cross - c) for g, c in parts]
+
+    def error(ridge: float) -> float:
+        # Less the energy of y, from the products alone.
+        return float(sum((w * (g @ w) - 2 * w * c).sum() for w, (g, c) in zip(weights(ridge), parts)))
+
+    chosen = ridges[0] if len(ridges) == 1 else min(ridges, key=error)
+    missing = torch.cat([y[a:b] - ones[a:b] @ w for (a, b), w in zip(pairwise(edges), weights(chosen))])
     cut = [len(z) * i // BLOCKS for i in range(BLOCKS + 1)]
-    missed = torch.stack([errors[a:b].square().sum(0) for a, b in pairwise(cut)])
+    missed = torch.stack([missing[a:b].square().sum(0) for a, b in pairwise(cut)])
     energy = torch.stack([y[a:b].square().sum(0) for a, b in pairwise(cut)])
     picks = torch.randint(BLOCKS, (DRAWS, BLOCKS), generator=generator)
     counts = torch.nn.functional.one_hot(picks, BLOCKS).sum(1).double()
@@ -327,4 +243,4 @@ def _held_out(z: Tensor, y: Tensor, penalty: Tensor, folds: int, generator: torc
     found = 1 - missed.sum(0) / energy.sum(0)
     total_low, total_high = drawn.sum(1).quantile(ends)
     totals = {"total_held_out": found.sum(), "total_low": total_low, "total_high": total_high}
-    return {"held_out": found, "low": low, "high": high, **totals}
+    return {"held_out": found, "low": low, "high": high, **totals}, chosen

@@ -15,6 +15,7 @@ from ssmlens.analyses.capacity._rank_statistics import PER
 from ssmlens.analyses.capacity._truncation import Truncation, rerun, run_recurrence
 from ssmlens.lens import Lens
 from ssmlens.recurrence import Recurrence
+from ssmlens.trace import Trace
 
 __all__ = ["METRICS", "READINGS", "rank_floor"]
 
@@ -100,31 +101,10 @@ def rank_floor(
     groups = [listed] if together else [[k] for k in listed]
     cuts = {k: Truncation.of(trace[k].recurrence, cut, centred, per) for k in listed}
     ranks = _ranks(r_grid, max(x.rank for x in cuts.values()))
-    runs = len(groups) * len(readings) * len(ranks)
-    rows, differences, done = [], [], 0
-    for group in groups:
-        last = min(group) == max(trace.mixers)
-        for reading in readings:
-            if last and reading != readings[0]:
-                rows.append(rows[-1])
-                differences.append(differences[-1])
-                done += len(ranks)
-                continue
-            found, apart = [], []
-            for r in ranks:
-                states = {k: cuts[k].to(r) for k in group}
-                logits = rerun(source, trace, cut, states, frozen=reading == "frozen")
-                found.append(score(logits))
-                apart.append(_apart(logits, trace.logits, cut, trace.lengths))
-                done += 1
-                if progress is not None:
-                    progress(done, runs)
-            rows.append(torch.stack(found))
-            differences.append(torch.tensor(apart, dtype=torch.float64))
+    found, apart = _runs(source, trace, cut, groups, cuts, ranks, list(readings), score, progress)
     energies = torch.stack([torch.stack([cuts[k].energy(ranks) for k in group]).mean(0) for group in groups])
-    shape = (len(groups), len(readings), len(ranks))
     return _result(
-        torch.stack(rows).unflatten(0, shape[:2]),
+        found,
         score(trace.logits),
         ranks,
         tolerance,
@@ -138,7 +118,7 @@ def rank_floor(
         },
         columns={
             "kept_energy": energies[:, None],
-            "logit_difference": torch.stack(differences).reshape(shape),
+            "logit_difference": apart,
         },
         full=torch.tensor([[[float(max(cuts[k].rank for k in group))]] for group in groups]),
         settings={
@@ -152,6 +132,37 @@ def rank_floor(
             "together": together,
         },
     )
+
+
+def _runs(
+    lens: Lens,
+    trace: Trace,
+    cut: int,
+    groups: list[list[int]],
+    cuts: dict[int, Truncation],
+    ranks: list[int],
+    readings: list[str],
+    score: Score,
+    progress: Progress | None,
+) -> tuple[Tensor, Tensor]:
+    """Sums and counts (layer, reading, rank, 2, b), and the largest differences of logits (layer, reading, rank)."""
+    rows: dict[tuple[int, str, int], tuple[Tensor, float]] = {}
+    runs = [(i, x, r) for i in range(len(groups)) for x in readings for r in ranks]
+    for done, (i, reading, r) in enumerate(runs, start=1):
+        group = groups[i]
+        twin = (i, readings[0], r)
+        if min(group) == max(trace.mixers) and twin in rows:
+            # Nothing with gates lies above, so that both readings are one.
+            rows[i, reading, r] = rows[twin]
+        else:
+            logits = rerun(lens, trace, cut, {k: cuts[k].to(r) for k in group}, frozen=reading == "frozen")
+            rows[i, reading, r] = score(logits), _apart(logits, trace.logits, cut, trace.lengths)
+        if progress is not None:
+            progress(done, len(runs))
+    shape = (len(groups), len(readings), len(ranks))
+    found = torch.stack([rows[x][0] for x in runs])
+    apart = torch.tensor([rows[x][1] for x in runs], dtype=torch.float64)
+    return found.reshape(*shape, *found.shape[1:]), apart.reshape(shape)
 
 
 def _of_recurrence(

@@ -51,7 +51,8 @@ def rank_statistics(
         (p, n). The value is the participation ratio (sum s^2)^2 / sum s^4. Columns: ``entropy_rank``, exp(entropy of
         s / sum s); ``stable_rank``, sum s^2 / max s^2; ``threshold_rank``; the same four of the state less its mean
         over tokens and batch rows, with ``centred_`` in front (NaN for a single state); ``mean_energy``, the share
-        of the energy in that mean. The control ``null`` is `rank_null` at the head's mean decay (recurrences only).
+        of the energy in that mean. The control ``null`` is `rank_null` at the head's mean decay; NaN where the states
+        of a head, or the heads of a layer taken as one, decay apart, since the formula is for one decay.
 
     Raises:
         ValueError: for an unknown ``per``, a token outside the text, or states that are no matrices.
@@ -172,11 +173,11 @@ def _states(rec: Recurrence, where: Tensor, per: str) -> tuple[Tensor, Tensor]:
     real = rec.real[:, :, None, None]
     logs = rec.log_decay.double().where(real, 0.0)
     logs = logs.where(logs.isfinite(), 0.0).sum(1) / rec.real_lengths.double()[:, None, None]
-    decay = logs.mean(-1).exp().cpu()
+    decay = logs[..., 0].exp().cpu() if logs.shape[-1] == 1 else torch.full(logs.shape[:2], torch.nan)
     if per == "layer" or (per == "auto" and rec.head_dim == 1):
         picked = picked.transpose(1, 2).flatten(2, 3)[:, None]
-        decay = logs.mean((1, 2)).exp().cpu()[:, None]
-    return picked, decay
+        decay = decay if rec.n_heads == 1 else torch.full((rec.batch, 1), torch.nan)
+    return picked, decay.double()
 
 
 def _columns(states: Tensor, threshold: float, over: tuple[int, ...]) -> dict[str, Tensor]:
