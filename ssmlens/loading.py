@@ -44,8 +44,8 @@ def load(
     (`ssmlens.exact`).
 
     Args:
-        source: a shipped model's name (`ssmlens.zoo.names()`), a folder in transformers or in state-spaces layout, a
-            Hub id "owner/name", or a transformers model.
+        source: a shipped model's name (`ssmlens.zoo.names()` and `organisms()`), a folder in transformers or in
+            state-spaces layout, a Hub id "owner/name", or a transformers model.
         device: where the model goes.
         dtype: a torch dtype or its name; "auto" keeps the checkpoint's. Default float32, or the model's own for one
             in memory.
@@ -103,7 +103,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _open(source: str, dtype: torch.dtype | str) -> tuple[nn.Module, str, torch.dtype, Any]:
     """Model, name, checkpoint dtype and tokenizer of anything that is not a model already."""
-    if source in zoo.names():
+    if source in (*zoo.names(), *zoo.organisms()):
         folder, name = Path(zoo.path(source)), source
     elif Path(source).is_dir():
         folder, name = Path(source), Path(source).resolve().name
@@ -127,6 +127,8 @@ def _open(source: str, dtype: torch.dtype | str) -> tuple[nn.Module, str, torch.
             f"{folder}/config.json has neither a model_type (transformers) nor d_model and n_layer (state-spaces): "
             f"choose {supported()}"
         )
+    elif str(kind).startswith("ssmlens-"):
+        raise UnsupportedModelError(f"{name} is no language model: open it with ssmlens.zoo.organism({name!r})")
     else:
         _check_family(str(kind))
         model, keep = _from_folder(folder, str(kind), dtype)
