@@ -70,7 +70,9 @@ def units_of(lens: Lens, kind: str, layers: Iterable[int] | None = None, group: 
     if kind not in KINDS:
         raise SsmlensError(f"unknown part {kind!r}: choose one of {', '.join(KINDS)}")
     if group is not None and (group < 1 or kind != "head"):
-        raise SsmlensError(f"group is a number of heads that go together, at least 1, and goes with 'head'; got {group}")
+        raise SsmlensError(
+            f"group is a number of heads that go together, at least 1, and goes with 'head'; got {group}"
+        )
     there = [layer.index for layer in lens.layers if layer.kind == "ssm"]
     chosen = there if layers is None else sorted(set(layers))
     wrong = [k for k in chosen if k not in there]
@@ -130,9 +132,7 @@ class Model:
     def _losses(self, x: Tensor) -> Tensor:
         return self.text.losses(self.net.logits(x))
 
-    def _layer(
-        self, k: int, x: Tensor, units: Sequence[Unit], how: str, kept: Sequence[Unit] = ()
-    ) -> Tensor:
+    def _layer(self, k: int, x: Tensor, units: Sequence[Unit], how: str, kept: Sequence[Unit] = ()) -> Tensor:
         """The residual stream after layer k; units of ``kept`` are dropped whatever ``how`` says."""
         here = [unit for unit in units if unit.layer == k]
         ways = {unit: "zero" if unit in kept else how for unit in here}
