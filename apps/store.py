@@ -6,6 +6,7 @@ the token ids for a trace; layer and reduction for a map. Arguments with a leadi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,31 +17,48 @@ from numpy.typing import NDArray
 import ssmlens
 from ssmlens.analyses import memory
 from ssmlens.apps.sources import Source
+from ssmlens.attribution import Attribution, PairPath, attribute, pair_path
 from ssmlens.errors import PromptError
+from ssmlens.interventions import LensReading, logit_lens, tuned_lens
 from ssmlens.prompt import prepare
+from ssmlens.report.numbers import Prediction, predictions
 from ssmlens.report.numbers import state_norms as norms_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "LENSES",
     "Key",
     "Opened",
+    "Prediction",
     "Reading",
     "attention_map",
+    "attribution",
+    "candidates",
+    "decoder",
     "half_life_table",
     "half_lives",
     "lens",
+    "lens_reading",
+    "lens_table",
     "map_table",
     "opened",
+    "pair",
     "read",
     "state_norms",
+    "verify_table",
+    "without",
 ]
 
 MAX_LENSES = 2
 MAX_TRACES = 4
 MAX_MAPS = 64
 MAX_SUMMARIES = 16
+MAX_LENS_READINGS = 4
+MAX_ATTRIBUTIONS = 64
+
+LENSES = {"logit lens": logit_lens, "tuned lens": tuned_lens}
 
 Key = tuple[str, tuple[int, ...]]
 
@@ -136,6 +154,74 @@ def attention_map(key: Key, layer: int, view: str, head: int, _trace: ssmlens.Tr
     attention = _trace[layer].recurrence.attention
     chosen = attention.dense(heads=[head])[0, 0] if view == "head" else attention.reduce(view)[0]
     return chosen.float().numpy()
+
+
+@st.cache_resource(max_entries=MAX_MAPS, show_spinner=False)
+def pair(key: Key, layer: int, target: int, source: int, _trace: ssmlens.Trace) -> PairPath:
+    """How one token reaches another in one layer."""
+    return pair_path(_trace[layer], target, source)
+
+
+@st.cache_resource(max_entries=MAX_LENS_READINGS, show_spinner=False)
+def lens_reading(key: Key, name: str, _trace: ssmlens.Trace) -> LensReading:
+    """What the "logit lens" or the "tuned lens" reads off every layer's stream."""
+    return LENSES[name](_trace)
+
+
+@st.cache_data(max_entries=MAX_SUMMARIES, show_spinner=False)
+def lens_table(key: Key, name: str, _trace: ssmlens.Trace, _lens: ssmlens.Lens) -> pd.DataFrame:
+    """One line per layer and position: the top next token, its probability and the divergence from the final one."""
+    return lens_reading(key, name, _trace).table(decode=decoder(_lens))
+
+
+@st.cache_resource(max_entries=MAX_ATTRIBUTIONS, show_spinner=False)
+def attribution(key: Key, method: str, target: int | None, position: int, _lens: ssmlens.Lens) -> Attribution:
+    """The scores of every token for one logit; the model's top token when ``target`` is None."""
+    return attribute(_lens, list(key[1]), method, target, position)
+
+
+@st.cache_data(max_entries=MAX_SUMMARIES, show_spinner=False)
+def candidates(
+    key: Key, position: int, _trace: ssmlens.Trace, _lens: ssmlens.Lens, most: int = 10
+) -> tuple[Prediction, ...]:
+    """The likeliest tokens after a position, likeliest first."""
+    return predictions(_trace, decode=decoder(_lens), most=most, position=position)
+
+
+@st.cache_data(max_entries=MAX_SUMMARIES, show_spinner=False)
+def without(key: Key, position: int, token: int, _lens: ssmlens.Lens) -> float | None:
+    """Probability of a next token after the text with one of its tokens taken out; None for a text of one token."""
+    ids = [x for i, x in enumerate(key[1]) if i != position]
+    if not ids:
+        return None
+    likely = predictions(_lens.trace(ids, layers=[]), most=_lens.vocab_size)
+    return next(each.probability for each in likely if each.id == token)
+
+
+def verify_table(trace: ssmlens.Trace) -> pd.DataFrame:
+    """One line per traced layer: its sizes and its reconstruction error."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "layer": mixer.layer,
+                "family": mixer.family,
+                "heads": mixer.recurrence.n_heads,
+                "channels per head": mixer.recurrence.head_dim,
+                "states per channel": mixer.recurrence.d_state,
+                # As text: a table would round 4e-07 to 0.
+                "reconstruction error": f"{mixer.reconstruction_error:.1e}",
+                "within tolerance": "yes" if mixer.reconstruction_error <= trace.tolerance else "NO",
+            }
+            for mixer in trace
+        ]
+    )
+
+
+def decoder(lens: ssmlens.Lens) -> Callable[[Sequence[int]], str] | None:
+    """Token ids to text, None without a tokenizer."""
+    return None if lens.tokenizer is None else lens.tokenizer.decode
 
 
 @st.cache_data(max_entries=MAX_SUMMARIES, show_spinner=False)

@@ -4,7 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ERROR", "HALF_LIFE", "MAP", "ROW", "SIGNED", "STATE_NORM", "VIEWS", "Explanation", "sentence"]
+__all__ = [
+    "ATTRIBUTION",
+    "ERROR",
+    "FOLLOW",
+    "HALF_LIFE",
+    "HOME",
+    "LENS",
+    "MAP",
+    "PAIR",
+    "ROW",
+    "SIGNED",
+    "STATE_NORM",
+    "TUNED",
+    "VIEWS",
+    "WHERE",
+    "Explanation",
+    "sentence",
+]
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,70 @@ ROW = Explanation(
     ),
 )
 
+PAIR = Explanation(
+    means=(
+        "The source's contribution is the vector that it adds to this layer's output at the target, with the "
+        "convolution, gate and projection in it. Its share is its part of the output along the output; the shares of "
+        "all tokens and of the biases sum to 100 %. Each dot is one head: how much of what the source wrote is left "
+        "after the decay between, and with which factor the target reads it."
+    ),
+    does_not=(
+        "It is one layer's view with gate, decay and norm held as they are on this text. Whether the prediction would "
+        "change without the source is asked by taking it away, not by reading. A share above 100 % or below 0 is no "
+        "error: other tokens take it back."
+    ),
+)
+
+LENS = Explanation(
+    means=(
+        "The stream that enters each layer, put through the model's final norm and unembedding as if no layer "
+        "followed: which next token it already names, and how surely. The last line is the model's own prediction."
+    ),
+    does_not=(
+        "Early layers need not speak the last layer's language, and where embeddings are shared with the "
+        "unembedding, they mostly name the current token. That a layer names a token does not mean that later layers "
+        "use it."
+    ),
+)
+
+TUNED = Explanation(
+    means=(
+        "As the logit lens, after a trained affine map per layer that translates the stream into the last layer's "
+        "language: what a linear reader can already tell of the final prediction."
+    ),
+    does_not=(
+        "The maps were trained to predict the model's output, so that they may read what the model itself does not use."
+    ),
+)
+
+FOLLOW = Explanation(
+    means="The likeliest tokens of the final prediction at the target position, followed through the layers.",
+    does_not="A rise at one layer says where a token becomes readable, not where it was computed.",
+)
+
+ATTRIBUTION = Explanation(
+    means=(
+        "How the logit of one next token is shared out over the tokens of the text. With methods whose scores sum, the "
+        "steps of the waterfall lead from 0 to the logit, and the error of the sum stands below."
+    ),
+    does_not=(
+        "Methods ask different questions and disagree; none of them says what would happen on another text. What was "
+        "only needed to open a gate or to set a step size may get no score."
+    ),
+)
+
+WHERE = Explanation(
+    means=(
+        "The logit is shared out exactly over the tokens of the text and the model's biases, with every gate, decay "
+        "and norm held as it is on this text. Orange adds, blue subtracts and is underlined; the solid frame is where "
+        "the prediction is read, the dashed one the largest part."
+    ),
+    does_not=(
+        "The parts say how the number is put together, not what another text would give. Taking a token out changes "
+        "gates and decays as well, which is why both are shown. Tokens that only asked the question may hold little."
+    ),
+)
+
 HALF_LIFE = Explanation(
     means=(
         "How many tokens pass until decay has halved what a head holds, at this text's mean decay. Each dot is one "
@@ -67,6 +148,12 @@ STATE_NORM = Explanation(
         "A large state is not a full memory, and sizes of different layers cannot be compared: each layer reads "
         "its state with weights of its own scale."
     ),
+)
+
+HOME = (
+    "A state space model reads a text token by token and keeps a state of fixed size. These pages show what it keeps, "
+    "what it reads back and where its answers come from, and say beside each figure how exact it is. Model and text "
+    "are chosen at the left and stay the same on every page."
 )
 
 ERROR = (

@@ -81,6 +81,11 @@ class Lens:
         return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
     @functools.cached_property
+    def has_head(self) -> bool:
+        """True where the final norm and the unembedding are known, which lenses on the residual stream need."""
+        return bool(_head(self.model))
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with the configuration, the dtype or the weights."""
         digest = hashlib.sha256(json.dumps(self.model.config.to_dict(), sort_keys=True, default=str).encode())  # type: ignore[union-attr, operator]

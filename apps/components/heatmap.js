@@ -1,6 +1,7 @@
 // A causal map on a canvas, rows read and columns are read from, with the text beside it shaded by one row.
-// Hover shows a value, a click or Enter picks the row's token.
-// One ES module without dependencies; it is handed to the browser as it stands.
+// Hover shows a value, dragging zooms, a click or Enter pins a pair of tokens.
+// One ES module without dependencies for two hosts: Streamlit calls the default function with a component, anywidget
+// calls it without arguments and takes `render` from what it returns.
 
 const LABEL_PX = 11;
 const MAX_CELL_PX = 30;
@@ -9,7 +10,12 @@ const MIN_LABEL_STEP_PX = 12;
 const TICK_GAP_PX = 5;
 // Room for the upper half of the first row's label.
 const TOP_PX = 7;
-const HINT = "Point at a cell, or use the arrow keys on the map, to read its value. A click or Enter chooses the token that reads.";
+// A shorter drag is a click with an unsteady hand.
+const DRAG_PX = 5;
+const LEAST_TOKENS = 4;
+const LEAP = 10;
+const HINT =
+  "Point at a cell, or use the arrow keys on the map, to read its value. A click or Enter pins the pair; dragging, + and − zoom, 0 shows all.";
 // With magnitudes themselves as opacity, all but the strongest few tokens would look white.
 const SHADE_POWER = 0.5;
 // Full shade would drown light letters on a dark page.
@@ -18,57 +24,75 @@ const MAX_SHADE = { light: 1, dark: 0.6 };
 const views = new WeakMap();
 
 export default function (component) {
+  if (!component) return { render };
   const { data, parentElement, setTriggerValue } = component;
   let view = views.get(parentElement);
   if (!view) {
     view = new CausalMap(parentElement);
     views.set(parentElement, view);
   }
-  // A trigger, not a state: the same row may be picked twice with another choice in between.
-  view.show(data, (target) => setTriggerValue("target", target));
+  // Triggers, not states: the same row may be picked twice with another choice in between.
+  view.show(data, (name, value) => setTriggerValue(name, value));
   return () => {
     view.close();
     views.delete(parentElement);
   };
 }
 
+function render({ model, el }) {
+  el.innerHTML = model.get("_frame");
+  const view = new CausalMap(el);
+  const tell = (name, value) => {
+    if (name === "pin") model.set({ target: value[0], source: value[1] });
+    else model.set(name, value);
+    model.save_changes();
+  };
+  const draw = () => view.show({ ...model.get("data"), target: model.get("target"), source: model.get("source") }, tell);
+  for (const name of ["data", "target", "source"]) model.on(`change:${name}`, draw);
+  draw();
+  return () => view.close();
+}
+
 class CausalMap {
   constructor(root) {
-    this.frame = root.querySelector(".frame");
+    for (const name of ["frame", "ramp", "low", "high", "unit", "readout", "who", "strip", "whole", "part"]) {
+      this[name] = root.querySelector(`.${name}`);
+    }
     this.canvas = root.querySelector("canvas");
-    this.ramp = root.querySelector(".ramp");
-    this.low = root.querySelector(".low");
-    this.high = root.querySelector(".high");
-    this.unit = root.querySelector(".unit");
-    this.readout = root.querySelector(".readout");
-    this.who = root.querySelector(".who");
-    this.strip = root.querySelector(".strip");
     this.cursor = null;
+    this.drag = null;
     this.observer = new ResizeObserver(() => this.data && this.draw());
     this.observer.observe(this.frame);
-    this.canvas.onmousemove = (event) => this.move(this.cellAt(event));
-    this.canvas.onmouseleave = () => this.move(null);
-    this.strip.onmouseleave = () => this.move(null);
-    this.canvas.onclick = (event) => this.pick(this.cellAt(event));
+    this.canvas.onpointerdown = (event) => this.press(event);
+    this.canvas.onpointermove = (event) => this.hover(event);
+    this.canvas.onpointerup = (event) => this.release(event);
+    this.canvas.onpointerleave = () => !this.drag && this.move(null);
     this.canvas.onkeydown = (event) => this.key(event);
+    this.strip.onmouseleave = () => this.move(null);
+    this.whole.onclick = () => this.zoom(null);
   }
 
   close() {
     this.observer.disconnect();
   }
 
-  show(data, onPick) {
+  show(data, tell) {
+    const same = this.data && this.data.map === data.map;
     this.data = data;
-    this.onPick = onPick;
-    this.values = decodeFloats(data.values);
-    this.image = paint(this.values, data);
-    if (this.cursor && this.cursor.row >= data.labels.length) this.cursor = null;
+    this.tell = tell;
+    this.grid = new Grid(data);
+    this.row = decode(data.row, Float32Array);
+    this.image = paint(this.grid, data);
+    if (!same) {
+      this.view = { ...this.grid.window };
+      this.cursor = null;
+    }
     this.canvas.setAttribute("aria-label", data.alt);
     const beyond = (sign) => (data.clipped ? sign : "");
     this.low.textContent = data.signed ? beyond("≤ ") + format(-data.limit) : "0";
     this.high.textContent = beyond("≥ ") + format(data.limit);
     this.unit.textContent = data.quantity;
-    this.readout.textContent = HINT;
+    this.readout.textContent = this.cursor ? this.describe(this.cursor) : HINT;
     this.strip.classList.toggle("spaced", data.spaced);
     this.strip.replaceChildren(...data.text.map((token, i) => this.span(token, i)));
     const colours = data.signed ? data.colours : data.colours.slice((data.colours.length - 1) / 2);
@@ -80,44 +104,49 @@ class CausalMap {
   span(token, index) {
     const span = document.createElement("span");
     span.textContent = token;
-    span.onmouseenter = () => index <= this.reader() && this.move({ row: this.reader(), column: index });
-    span.onclick = () => this.onPick(index);
+    span.onmouseenter = () => index <= this.reader() && this.move(this.grid.cellOf(this.reader(), index));
+    span.onclick = () => this.tell("target", index);
     return span;
   }
 
-  // The token whose row the text shows: under the cursor, else the chosen one.
+  // The token whose row the text shows: under the cursor where every row is here, else the chosen one.
   reader() {
-    return this.cursor ? this.cursor.row : this.data.target;
+    return this.cursor && this.grid.factor === 1 ? this.grid.pair(this.cursor).t : this.data.target;
+  }
+
+  valueInRow(reader, s) {
+    return reader === this.data.target ? this.row[s] : this.grid.at({ row: reader, column: s });
   }
 
   shade() {
-    const { names, shades, dark } = this.data;
-    const n = names.length;
+    const { names, shades, dark, source } = this.data;
     const reader = this.reader();
-    const row = this.values.subarray(reader * n, reader * n + reader + 1);
-    const peak = row.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+    const row = Array.from({ length: reader + 1 }, (_, s) => this.valueInRow(reader, s));
+    const peak = row.reduce((most, value) => Math.max(most, Math.abs(value) || 0), 0);
+    const read = this.cursor ? this.grid.pair(this.cursor).s : source;
     this.who.textContent = `What token ${reader} “${names[reader]}” reads`;
     [...this.strip.children].forEach((span, i) => {
-      const value = i <= reader && peak > 0 ? row[i] / peak : 0;
+      const value = i <= reader && peak > 0 ? row[i] / peak || 0 : 0;
       const strength = Math.abs(value) ** SHADE_POWER * MAX_SHADE[dark ? "dark" : "light"];
       const colour = value < 0 ? shades.negative : shades.positive;
       span.style.background = value ? `rgb(${colour.join(" ")} / ${strength.toFixed(3)})` : "none";
-      span.className = i === reader ? "reader" : i > reader ? "later" : i === this.cursor?.column ? "source" : "";
+      span.className = i === reader ? "reader" : i > reader ? "later" : i === read ? "source" : "";
     });
   }
 
   draw() {
-    const { labels, target } = this.data;
-    const n = labels.length;
+    const { labels } = this.data;
+    const { t, s, size } = this.view;
     const context = this.canvas.getContext("2d");
     const style = getComputedStyle(this.frame);
     const font = `${LABEL_PX}px ${style.fontFamily}`;
     context.font = font;
-    const margin = Math.ceil(Math.max(...labels.map((label) => context.measureText(label).width))) + 2 * TICK_GAP_PX;
+    const shown = [...labels.slice(t, t + size), ...labels.slice(s, s + size)];
+    const margin = Math.ceil(Math.max(...shown.map((label) => context.measureText(label).width))) + 2 * TICK_GAP_PX;
     const room = Math.min(this.frame.clientWidth - margin - 1, MAX_MAP_PX);
     if (room <= 0) return;
-    const cell = Math.min(room / n, MAX_CELL_PX);
-    const side = cell * n;
+    const cell = Math.min(room / size, MAX_CELL_PX);
+    const side = cell * size;
     this.cell = cell;
     this.margin = margin;
 
@@ -131,7 +160,9 @@ class CausalMap {
     context.scale(scale, scale);
     context.translate(0, TOP_PX);
     context.imageSmoothingEnabled = false;
-    context.drawImage(this.image, margin, 0, side, side);
+    const { factor, window: all } = this.grid;
+    const part = [(s - all.s) / factor, (t - all.t) / factor, size / factor, size / factor];
+    context.drawImage(this.image, ...part, margin, 0, side, side);
 
     const ink = style.color;
     context.strokeStyle = ink;
@@ -139,74 +170,163 @@ class CausalMap {
     context.strokeRect(margin + 0.5, 0.5, side, side);
     context.globalAlpha = 1;
     this.drawLabels(context, font, ink);
-    if (target !== null && target !== undefined) this.outlineRow(context, target, ink);
+    context.save();
+    context.beginPath();
+    context.rect(margin - 1, -1, side + 2, side + 2);
+    context.clip();
+    this.drawPinned(context, ink);
     if (this.cursor) this.drawCursor(context, ink);
+    if (this.drag?.to) this.drawBrush(context, ink);
+    context.restore();
+    const zoomed = size < labels.length;
+    this.whole.hidden = !zoomed;
+    const words = `Tokens ${t} to ${t + size - 1} read from ${s} to ${s + size - 1}. `;
+    const pooled = factor > 1 ? `Each cell is the largest magnitude of ${factor} × ${factor} entries. ` : "";
+    this.part.textContent = (zoomed ? words : "") + pooled;
     // A canvas says nothing about its content: these tell which picture it holds, and where its cells lie.
     this.canvas.dataset.drawn = this.data.title;
-    this.canvas.dataset.cells = JSON.stringify({ left: margin, top: TOP_PX, side: cell });
+    this.canvas.dataset.cells = JSON.stringify({ left: margin, top: TOP_PX, side: cell, ...this.view });
   }
 
   drawLabels(context, font, ink) {
-    const { labels, target } = this.data;
-    const n = labels.length;
-    const step = Math.max(1, Math.ceil(MIN_LABEL_STEP_PX / this.cell));
-    const wanted = new Set();
-    for (let i = 0; i < n; i += step) wanted.add(i);
-    const keep = (special) => {
-      if (special === null || special === undefined) return;
-      // A special label replaces the regular ones that it would overlap.
-      for (const i of [...wanted]) if (Math.abs(i - special) < step) wanted.delete(i);
-      wanted.add(special);
-    };
-    const rows = (keep(target), this.cursor && keep(this.cursor.row), new Set(wanted));
-    wanted.clear();
-    for (let i = 0; i < n; i += step) wanted.add(i);
-    const columns = (this.cursor && keep(this.cursor.column), wanted);
+    const { labels, target, source } = this.data;
+    const { t, s, size } = this.view;
+    const at = this.cursor ? this.grid.pair(this.cursor) : null;
     context.fillStyle = ink;
     context.textBaseline = "middle";
     context.textAlign = "right";
-    for (const i of rows) {
-      context.font = i === target || i === this.cursor?.row ? `bold ${font}` : font;
-      context.fillText(labels[i], this.margin - TICK_GAP_PX, (i + 0.5) * this.cell);
+    for (const i of this.wanted(t, [target, at?.t])) {
+      context.font = i === target || i === at?.t ? `bold ${font}` : font;
+      context.fillText(labels[i], this.margin - TICK_GAP_PX, (i - t + 0.5) * this.cell);
     }
-    for (const i of columns) {
+    for (const i of this.wanted(s, [source, at?.s])) {
       context.save();
-      context.font = i === this.cursor?.column ? `bold ${font}` : font;
-      context.translate(this.margin + (i + 0.5) * this.cell, n * this.cell + TICK_GAP_PX);
+      context.font = i === source || i === at?.s ? `bold ${font}` : font;
+      context.translate(this.margin + (i - s + 0.5) * this.cell, size * this.cell + TICK_GAP_PX);
       context.rotate(-Math.PI / 2);
       context.fillText(labels[i], 0, 0);
       context.restore();
     }
   }
 
-  outlineRow(context, row, ink) {
+  // Positions to label from `first` on: every so many, and the special ones in place of those they would overlap.
+  wanted(first, specials) {
+    const step = Math.max(1, Math.ceil(MIN_LABEL_STEP_PX / this.cell));
+    const end = first + this.view.size;
+    const found = new Set();
+    for (let i = first; i < end; i += step) found.add(i);
+    for (const special of specials) {
+      if (!(special >= first && special < end)) continue;
+      for (const i of [...found]) if (Math.abs(i - special) < step && !specials.includes(i)) found.delete(i);
+      found.add(special);
+    }
+    return found;
+  }
+
+  drawPinned(context, ink) {
+    const { target, source } = this.data;
+    const { t, s } = this.view;
     context.strokeStyle = ink;
     context.lineWidth = 1.5;
-    context.strokeRect(this.margin, row * this.cell, (row + 1) * this.cell, this.cell);
+    const y = (target - t) * this.cell;
+    context.strokeRect(this.margin - s * this.cell, y, (target + 1) * this.cell, this.cell);
+    if (source !== null && source !== undefined && source <= target) {
+      const x = this.margin + (source - s) * this.cell;
+      context.lineWidth = 2.5;
+      context.strokeRect(x - 1, y - 1, this.cell + 2, this.cell + 2);
+    }
     context.lineWidth = 1;
   }
 
   drawCursor(context, ink) {
-    const { row, column } = this.cursor;
-    const x = this.margin + column * this.cell;
-    const y = row * this.cell;
+    const { factor, window: all } = this.grid;
+    const wide = factor * this.cell;
+    const x = this.margin + (all.s + this.cursor.column * factor - this.view.s) * this.cell;
+    const y = (all.t + this.cursor.row * factor - this.view.t) * this.cell;
     context.fillStyle = ink;
     context.globalAlpha = 0.12;
-    context.fillRect(this.margin, y, x - this.margin, this.cell);
-    context.fillRect(x, y + this.cell, this.cell, this.data.labels.length * this.cell - y - this.cell);
+    context.fillRect(this.margin, y, x - this.margin, wide);
+    context.fillRect(x, y + wide, wide, this.view.size * this.cell - y - wide);
     context.globalAlpha = 1;
     context.strokeStyle = ink;
-    context.strokeRect(x, y, this.cell, this.cell);
+    context.strokeRect(x, y, wide, wide);
+  }
+
+  drawBrush(context, ink) {
+    const { from, to } = this.drag;
+    context.strokeStyle = ink;
+    context.setLineDash([4, 3]);
+    const [x, y] = [Math.min(from.x, to.x), Math.min(from.y, to.y) - TOP_PX];
+    context.strokeRect(x, y, Math.abs(to.x - from.x), Math.abs(to.y - from.y));
+    context.setLineDash([]);
+  }
+
+  point(event) {
+    const box = this.canvas.getBoundingClientRect();
+    return { x: event.clientX - box.left, y: event.clientY - box.top };
+  }
+
+  // The token pair under a point, whether or not the second comes before the first; null outside the map.
+  place({ x, y }) {
+    const { t, s, size } = this.view;
+    const column = Math.floor((x - this.margin) / this.cell);
+    const row = Math.floor((y - TOP_PX) / this.cell);
+    return row < 0 || row >= size || column >= size ? null : { t: t + row, s: column < 0 ? -1 : s + column };
   }
 
   cellAt(event) {
-    const box = this.canvas.getBoundingClientRect();
-    const n = this.data.labels.length;
-    const column = Math.floor((event.clientX - box.left - this.margin) / this.cell);
-    const row = Math.floor((event.clientY - box.top - TOP_PX) / this.cell);
-    if (row < 0 || row >= n || column >= n) return null;
+    const at = this.place(this.point(event));
+    if (!at) return null;
     // A row's label stands for its diagonal cell; the future is never read.
-    return column < 0 || column > row ? { row, column: row } : { row, column };
+    return this.grid.cellOf(at.t, at.s < 0 || at.s > at.t ? at.t : at.s);
+  }
+
+  press(event) {
+    if (event.button !== 0) return;
+    this.drag = { from: this.point(event), to: null };
+    this.canvas.setPointerCapture(event.pointerId);
+  }
+
+  hover(event) {
+    if (!this.drag) return this.move(this.cellAt(event));
+    const to = this.point(event);
+    const { from } = this.drag;
+    if (Math.hypot(to.x - from.x, to.y - from.y) < DRAG_PX) return;
+    this.drag.to = to;
+    this.draw();
+  }
+
+  release(event) {
+    const drag = this.drag;
+    this.drag = null;
+    if (!drag) return;
+    if (drag.to) this.brush(drag);
+    else this.pin(this.cellAt(event));
+  }
+
+  brush({ from, to }) {
+    const { t, s, size } = this.view;
+    const inside = (x, low) => Math.min(Math.max(Math.floor(x / this.cell), 0), size - 1) + low;
+    const rows = [from.y - TOP_PX, to.y - TOP_PX].map((y) => inside(y, t)).sort((a, b) => a - b);
+    const columns = [from.x - this.margin, to.x - this.margin].map((x) => inside(x, s)).sort((a, b) => a - b);
+    const wide = Math.max(rows[1] - rows[0], columns[1] - columns[0]) + 1;
+    this.zoom({ t: rows[0], s: columns[0], size: wide });
+  }
+
+  // Show a square of the map, all of it for null. Where cells were pooled, the exact ones are asked for.
+  zoom(wanted) {
+    const n = this.data.labels.length;
+    const size = Math.min(n, Math.max(wanted?.size ?? n, LEAST_TOKENS));
+    const clip = (x) => Math.min(Math.max(x, 0), n - size);
+    this.view = { t: clip(wanted?.t ?? 0), s: clip(wanted?.s ?? 0), size };
+    this.cursor = null;
+    const { window: all, factor } = this.grid;
+    const { t, s } = this.view;
+    const here = t >= all.t && s >= all.s && t + size <= all.t + all.size && s + size <= all.s + all.size;
+    if (!here || factor > 1) this.tell("window", [t, s, size]);
+    // What is not here yet is drawn when it comes.
+    if (!here) this.view = { ...all };
+    this.draw();
   }
 
   move(cell) {
@@ -218,56 +338,129 @@ class CausalMap {
     this.draw();
   }
 
-  describe({ row, column }) {
+  describe(cell) {
     const { names, quantity } = this.data;
-    const value = this.values[row * names.length + column];
-    const from = row === column ? "itself" : `token ${column} “${names[column]}”, ${row - column} back`;
-    return `Token ${row} “${names[row]}” reads ${from}: ${quantity} = ${format(value)}`;
+    const { t, s } = this.grid.pair(cell);
+    const { factor } = this.grid;
+    const from = t === s ? "itself" : `token ${s} “${names[s]}”, ${t - s} back`;
+    const pooled = factor > 1 ? `Largest of ${factor} × ${factor}: ` : "";
+    return `${pooled}Token ${t} “${names[t]}” reads ${from}: ${quantity} = ${format(this.grid.at(cell))}`;
   }
 
-  pick(cell) {
-    if (cell) this.onPick(cell.row);
+  pin(cell) {
+    if (!cell) return;
+    const { t, s } = this.grid.pair(cell);
+    this.tell("pin", [t, s]);
   }
 
   key(event) {
     const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-    const last = this.data.labels.length - 1;
-    const at = this.cursor ?? { row: this.data.target ?? last, column: this.data.target ?? last };
-    if (event.key === "Enter" || event.key === " ") this.pick(at);
+    const { target, source } = this.data;
+    const at = this.cursor ?? this.grid.cellOf(...this.nearest(target, source ?? target));
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Enter" || event.key === " ") this.pin(at);
     else if (event.key === "Escape") this.move(null);
+    else if (event.key === "0") this.zoom(null);
+    else if (event.key === "+" || event.key === "-" || event.key === "−") this.zoomAround(at, event.key === "+" ? 0.5 : 2);
     else if (event.key in moves) {
-      const [down, right] = moves[event.key];
-      const row = Math.min(last, Math.max(0, at.row + down));
-      this.move({ row, column: Math.min(row, Math.max(0, at.column + right)) });
+      const [down, right] = moves[event.key].map((step) => step * (event.shiftKey ? LEAP : 1));
+      this.move(this.stay({ row: at.row + down, column: at.column + right }));
     } else return;
     event.preventDefault();
   }
+
+  // The cell kept inside what is shown, and not right of the diagonal.
+  stay({ row, column }) {
+    const { factor, window: all } = this.grid;
+    const range = (first) => [Math.floor(first / factor), Math.ceil((first + this.view.size) / factor) - 1];
+    const clip = (x, [low, high]) => Math.min(Math.max(x, low), high);
+    const kept = clip(row, range(this.view.t - all.t));
+    const columns = range(this.view.s - all.s);
+    return { row: kept, column: clip(Math.min(column, this.grid.last(kept)), columns) };
+  }
+
+  // A pair moved inside what is shown.
+  nearest(t, s) {
+    const clip = (x, low) => Math.min(Math.max(x, low), low + this.view.size - 1);
+    const row = clip(t, this.view.t);
+    return [row, Math.min(row, clip(s, this.view.s))];
+  }
+
+  zoomAround(cell, factor) {
+    const { t, s } = this.grid.pair(cell);
+    const size = Math.round(this.view.size * factor);
+    const half = Math.floor(size / 2);
+    this.zoom({ t: t - half, s: s - half, size });
+    if (this.grid.factor === 1) this.move(this.stay(this.grid.cellOf(t, s)));
+  }
 }
 
-function decodeFloats(base64) {
+// The numbers that are here: a square window of the map, its cells pooled by `factor`.
+class Grid {
+  constructor({ values, where, window, factor, triangle }) {
+    const [t, s, size] = window;
+    this.window = { t, s, size };
+    this.factor = factor;
+    this.triangle = triangle;
+    this.side = Math.ceil(size / factor);
+    this.values = decode(values, Float32Array);
+    // Where in its block a pooled cell's value stands.
+    this.where = where ? decode(where, Uint16Array) : null;
+  }
+
+  index({ row, column }) {
+    return this.triangle ? (row * (row + 1)) / 2 + column : row * this.side + column;
+  }
+
+  at(cell) {
+    return this.values[this.index(cell)];
+  }
+
+  // Last column of a row that holds a value.
+  last(row) {
+    const t = Math.min(this.window.t + (row + 1) * this.factor, this.window.t + this.window.size) - 1;
+    return Math.min(this.side - 1, Math.floor((t - this.window.s) / this.factor));
+  }
+
+  cellOf(t, s) {
+    return { row: Math.floor((t - this.window.t) / this.factor), column: Math.floor((s - this.window.s) / this.factor) };
+  }
+
+  // The tokens of a cell; of a pooled one, those of its largest entry.
+  pair(cell) {
+    const inside = this.where ? this.where[this.index(cell)] : 0;
+    return {
+      t: this.window.t + cell.row * this.factor + Math.floor(inside / this.factor),
+      s: this.window.s + cell.column * this.factor + (inside % this.factor),
+    };
+  }
+}
+
+function decode(base64, Kind) {
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-  return new Float32Array(bytes.buffer);
+  return new Kind(bytes.buffer);
 }
 
-function paint(values, { labels, limit, colours }) {
-  const n = labels.length;
+function paint(grid, { limit, colours }) {
+  const { side } = grid;
   const image = document.createElement("canvas");
-  image.width = n;
-  image.height = n;
+  image.width = side;
+  image.height = side;
   const context = image.getContext("2d");
-  const pixels = context.createImageData(n, n);
+  const pixels = context.createImageData(side, side);
   const stops = colours.map(parseColour);
   const middle = (stops.length - 1) / 2;
-  for (let row = 0; row < n; row += 1) {
+  for (let row = 0; row < side; row += 1) {
     // Pixels right of the diagonal stay transparent: the future is not zero, it is never read.
-    for (let column = 0; column <= row; column += 1) {
-      const value = values[row * n + column];
+    const last = grid.last(row);
+    for (let column = 0; column <= last; column += 1) {
+      const value = grid.values[grid.index({ row, column })];
       if (!Number.isFinite(value)) continue;
       const share = limit > 0 ? Math.max(-1, Math.min(1, value / limit)) : 0;
       const place = middle + share * middle;
       const below = Math.min(Math.floor(place), stops.length - 2);
       const mix = place - below;
-      const offset = 4 * (row * n + column);
+      const offset = 4 * (row * side + column);
       for (let k = 0; k < 3; k += 1) {
         pixels.data[offset + k] = stops[below][k] * (1 - mix) + stops[below + 1][k] * mix;
       }

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from ssmlens.plotting import Caption, palette
-from ssmlens.plotting.labels import label, visible
-from ssmlens.plotting.scales import symmetric_limits
+from ssmlens.apps.components.map_data import MOST_CELLS, Window, map_data, parts
+from ssmlens.plotting import Caption
 
 __all__ = ["show"]
-
-_FOLDER = Path(__file__).parent
-_HOVER_CHARACTERS = 24
 
 
 def show(
@@ -27,9 +21,12 @@ def show(
     caption: Caption,
     *,
     target: int,
+    source: int | None = None,
     dark: bool,
     key: str,
-    on_pick: Callable[[], None],
+    on_pick: Callable[[], None] | None = None,
+    on_pin: Callable[[], None] | None = None,
+    most: int = MOST_CELLS,
 ) -> None:
     """Draw one causal map, rows read from columns.
 
@@ -38,43 +35,38 @@ def show(
         tokens: one text per position.
         caption: model, layer, reduction and error; decides whether the colours are signed.
         target: the row that is framed.
+        source: the column of the pinned pair, None where none is pinned.
         dark: draw for a dark page.
-        key: where the state of the component lives; while ``on_pick`` runs, ``st.session_state[key]["target"]`` is
-            the row.
-        on_pick: called after such a click.
+        key: where the state of the component lives.
+        on_pick: called after a click on the text; ``st.session_state[key]["target"]`` is the token.
+        on_pin: called after a click on the map; ``st.session_state[key]["pin"]`` is [target, source].
+        most: cells per side beyond which the map is pooled; zooming in then asks for the exact ones.
     """
-    limits = symmetric_limits(matrix[np.tri(len(matrix), dtype=bool)])
-    title = caption.title(f"Implicit attention, {caption.reduction_words}")
+    kept = f"{key}_window"
+    whole = (len(matrix), caption.layer, caption.reduction, caption.model)
+    asked, of = st.session_state.get(kept, (None, whole))
+    window: Window | None = asked if of == whole else None
+
+    def zoomed() -> None:
+        found = st.session_state[key].get("window")
+        if found:
+            t, s, size = (int(x) for x in found)
+            inside = t >= 0 and s >= 0 and size > 0 and max(t, s) + size <= len(matrix)
+            st.session_state[kept] = ((t, s, size) if inside else None, whole)
+
     _component()(
-        data={
-            "title": title,
-            "alt": f"{title}. {len(tokens)} tokens. Arrow keys move, Enter picks a row. {caption.error_words}",
-            "values": base64.b64encode(np.ascontiguousarray(matrix, dtype="<f4").tobytes()).decode("ascii"),
-            "labels": [label(token) for token in tokens],
-            "names": [label(token, _HOVER_CHARACTERS) for token in tokens],
-            "text": [_running(token) for token in tokens],
-            # Words of a vocabulary without spaces would otherwise run together.
-            "spaced": not any(c.isspace() for token in tokens for c in token),
-            "quantity": f"M[t, s], {caption.reduction_words}",
-            "shades": palette.TEXT_SHADE,
-            "dark": dark,
-            "limit": limits.value,
-            "clipped": limits.clipped > 0,
-            "signed": caption.signed,
-            "colours": palette.DIVERGING_DARK if dark else palette.DIVERGING,
-            "target": target,
-        },
+        data=map_data(matrix, tokens, caption, target=target, source=source, dark=dark, window=window, most=most),
         key=key,
-        on_target_change=on_pick,
+        on_target_change=on_pick or _nothing,
+        on_pin_change=on_pin or _nothing,
+        on_window_change=zoomed,
     )
 
 
-def _running(token: str) -> str:
-    """A token as part of a running text: spaces as they are, a line break with its mark, the rest made visible."""
-    return "".join(c if c == " " else "↵\n" if c == "\n" else visible(c) for c in token) or visible(token)
+def _nothing() -> None:
+    """What follows a click that nobody listens to."""
 
 
 def _component() -> Any:
     # Registered by name at each run: Streamlit keeps one definition, and a test may start with an empty registry.
-    parts = {part: (_FOLDER / f"heatmap.{part}").read_text("utf-8") for part in ("html", "css", "js")}
-    return st.components.v2.component("ssmlens_heatmap", **parts)
+    return st.components.v2.component("ssmlens_heatmap", **parts("heatmap"))

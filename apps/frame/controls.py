@@ -13,10 +13,25 @@ from ssmlens.plotting.labels import label
 if TYPE_CHECKING:
     from ssmlens.apps.store import Reading
 
-__all__ = ["LAST", "head", "layer", "picked", "position_name", "reset_unless", "target", "view"]
+__all__ = [
+    "LAST",
+    "NONE",
+    "head",
+    "layer",
+    "picked",
+    "pinned",
+    "position_name",
+    "reset_unless",
+    "source",
+    "target",
+    "view",
+]
 
 LAST = -1
 """The target token that follows the end of the text."""
+
+NONE = -1
+"""The source token where none is pinned."""
 
 _TOKEN_CHARACTERS = 24
 
@@ -83,11 +98,34 @@ def target(reading: Reading, place: Any = st) -> int:
     return len(reading.tokens) - 1 if chosen == LAST else chosen
 
 
+def source(reading: Reading, up_to: int, place: Any = st) -> int | None:
+    """The token of a pinned pair that is read from, a position at or before the target; None where none is pinned."""
+    positions = [NONE, *range(up_to + 1)]
+    reset_unless("source", positions, NONE)
+    chosen: int = place.selectbox(
+        "Source token",
+        positions,
+        key="source",
+        bind="query-params",
+        format_func=lambda s: "none" if s == NONE else position_name(s, reading.tokens),
+        help="The token that is read from. A click on the map pins target and source and opens their path.",
+    )
+    return None if chosen == NONE else chosen
+
+
 def picked(component: str) -> None:
-    """A click in that component chooses the target token; give it as ``on_pick``."""
-    chosen = st.session_state[component].get("target")
-    if isinstance(chosen, int):
-        st.session_state["target"] = chosen
+    """A click in that component chooses the target or the source token; give it as ``on_pick``."""
+    for name in ("target", "source"):
+        chosen = st.session_state[component].get(name)
+        if isinstance(chosen, int):
+            st.session_state[name] = chosen
+
+
+def pinned(component: str) -> None:
+    """A click in that map chooses the target and the source token; give it as ``on_pin``."""
+    pair = st.session_state[component].get("pin")
+    if pair:
+        st.session_state["target"], st.session_state["source"] = (int(x) for x in pair)
 
 
 def position_name(t: int, tokens: Sequence[str]) -> str:

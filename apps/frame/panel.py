@@ -15,7 +15,7 @@ from ssmlens.apps.frame import collected, downloads
 from ssmlens.apps.frame.shown import Shown
 from ssmlens.errors import SsmlensError
 
-__all__ = ["boundary", "explain", "is_dark", "panel", "present"]
+__all__ = ["boundary", "draw_plotly", "explain", "is_dark", "panel", "present"]
 
 _log = logging.getLogger(__name__)
 
@@ -73,12 +73,15 @@ def present(shown: Shown, columns: int = 2) -> None:
         shown: the figure.
         columns: 2 puts what it means beside what it does not, 1 below each other.
     """
-    if shown.draw:
+    only_table = shown.draw and shown.live is None and shown.file is None
+    if only_table:
+        _rows(shown)
+    elif shown.draw:
         _draw(shown)
     if shown.explanation is not None:
         explain(shown.explanation, columns)
     with st.container(horizontal=True, vertical_alignment="center"):
-        as_table = st.toggle("Table", key=f"{shown.name}_table", help="The same numbers as a table.")
+        as_table = only_table or st.toggle("Table", key=f"{shown.name}_table", help="The same numbers as a table.")
         with st.popover("Download", icon=":material/download:", type="tertiary"):
             for kind, make in downloads.ways(shown).items():
                 st.download_button(
@@ -94,8 +97,8 @@ def present(shown: Shown, columns: int = 2) -> None:
             st.toast(collected.add(shown))
     with st.expander("Show the code", icon=":material/code:"):
         st.code(shown.code, language="python")
-    if as_table:
-        st.dataframe(shown.table(), hide_index=True, key=f"{shown.name}_rows")
+    if as_table and not only_table:
+        _rows(shown)
 
 
 def explain(text: wording.Explanation, columns: int = 2) -> None:
@@ -103,6 +106,10 @@ def explain(text: wording.Explanation, columns: int = 2) -> None:
     places = st.columns(columns, gap="large")
     places[0].caption(f"**What it means.** {text.means}")
     places[-1].caption(f"**What it does not.** {text.does_not}")
+
+
+def _rows(shown: Shown) -> None:
+    st.dataframe(shown.table(), hide_index=True, key=f"{shown.name}_rows")
 
 
 def _draw(shown: Shown) -> None:
@@ -117,8 +124,9 @@ def draw_plotly(figure: Any, key: str) -> None:
     """A plotly figure whose title the page already says, with its note as text below, where it can wrap."""
     about = figure.layout.meta or {}
     figure.update_layout(title=None, margin={"t": 10})
-    # A logarithmic axis would otherwise label every digit.
-    figure.update_yaxes(nticks=6)
+    if figure.layout.yaxis.type == "log":
+        # It would otherwise label every digit.
+        figure.update_yaxes(nticks=6)
     words = ". ".join(filter(None, (about.get("title"), about.get("note"))))
     st.plotly_chart(figure, key=key, alt=words or key)
     if about.get("note"):

@@ -96,6 +96,10 @@ class Attribution:
             rows += [(i, k, token, x, x / logit if logit else math.nan) for k, token, x in found]
         return pd.DataFrame(rows, columns=["prompt", "position", "token", "score", "share"])
 
+    def strongest(self, row: int = 0) -> int:
+        """Position of the token with the largest score of a prompt; a negative score is never the strongest."""
+        return int(self.scores[row, : len(self.tokens[row])].argmax())
+
     def save(self, path: str | Path) -> None:
         """Write a ``.safetensors`` file, dtypes kept, or strict ``.json``. No pickle.
 

@@ -88,6 +88,42 @@ class LensReading:
                 )
         return pd.DataFrame(lines)
 
+    def follow(
+        self,
+        position: int = -1,
+        tokens: Iterable[int] | None = None,
+        row: int = 0,
+        decode: Callable[[list[int]], str] | None = None,
+        most: int = 5,
+    ) -> pd.DataFrame:
+        """Some next tokens from layer to layer at one position: layer, token, id, probability, rank (1 is top).
+
+        Args:
+            position: where; negative ones count from the prompt's end.
+            tokens: ids to follow; by default the ``most`` likeliest ones in the last layer that was read.
+            row: which prompt.
+            decode: turns a list of one token id into text; without it a token is its id.
+            most: how many by default.
+
+        Raises:
+            IndexError: a position outside the prompt.
+        """
+        import pandas as pd
+
+        length = int(self.lengths[row])
+        if not -length <= position < length:
+            raise IndexError(f"position {position} is outside the {length} tokens of this prompt")
+        here = self.logits[:, row, position % length].double()
+        chosen = here[-1].topk(min(most, here.shape[-1])).indices.tolist() if tokens is None else list(tokens)
+        chance = here.softmax(-1)
+        lines = []
+        for i, layer in enumerate(self.layers):
+            for token in chosen:
+                rank = int((here[i] > here[i, token]).sum()) + 1
+                name = token if decode is None else decode([token])
+                lines.append((layer, name, token, float(chance[i, token]), rank))
+        return pd.DataFrame(lines, columns=["layer", "token", "id", "probability", "rank"])
+
 
 def logit_lens(trace: Trace, layers: Iterable[int] | None = None, *, limit: float = LIMIT) -> LensReading:
     """The final norm and the unembedding, applied to the residual stream before every layer.

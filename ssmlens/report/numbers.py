@@ -230,10 +230,17 @@ def _maps(rec: Recurrence) -> dict[str, Array]:
 
 
 def predictions(
-    trace: Trace, row: int = 0, decode: Callable[[Sequence[int]], str] | None = None, most: int = _TOP
+    trace: Trace,
+    row: int = 0,
+    decode: Callable[[Sequence[int]], str] | None = None,
+    most: int = _TOP,
+    position: int = -1,
 ) -> tuple[Prediction, ...]:
-    """The likeliest tokens after the last one of a row, likeliest first."""
-    last = trace.logits[row, int(trace.lengths[row]) - 1].double().softmax(dim=-1)
+    """The likeliest tokens after one position of a row, its last by default, likeliest first."""
+    length = int(trace.lengths[row])
+    if not -length <= position < length:
+        raise SsmlensError(f"position {position} is outside the {length} tokens of this prompt")
+    last = trace.logits[row, position % length].double().softmax(dim=-1)
     best = last.topk(min(most, last.numel()))
     found = []
     for probability, token in zip(best.values.tolist(), best.indices.tolist()):

@@ -1,0 +1,57 @@
+"""Figures of lenses and of pairs: the numbers are those of the tables, in files and on pages."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from tiny import tiny_mamba2
+
+import ssmlens
+from ssmlens.attribution import pair_path
+from ssmlens.interventions import logit_lens
+from ssmlens.plotting import Caption, reading_pages, readings
+
+
+@pytest.fixture(scope="module")
+def trace() -> ssmlens.Trace:
+    return ssmlens.load(tiny_mamba2()).trace([3, 1, 4, 1, 5, 9, 2, 6])
+
+
+def test_lens_map_shows_every_layer_and_position(trace: ssmlens.Trace) -> None:
+    table = logit_lens(trace).table()
+    caption = Caption.of(trace)
+    page = reading_pages.lens_map(table, caption, target=3)
+    drawn = page.data[0].z
+    assert drawn.shape == (4, 8)
+    assert drawn[2][5] == table[(table["layer"] == 2) & (table["position"] == 5)]["probability"].item()
+    figure = readings.lens_map(table, caption, colour="kl")
+    assert np.allclose(figure.axes[0].images[0].get_array(), table["kl"].to_numpy().reshape(4, 8))
+    assert len(figure.axes[0].texts) == 32
+    with pytest.raises(ValueError, match="unknown colour 'red'"):
+        readings.lens_map(table, colour="red")
+    with pytest.raises(ValueError, match="no layer"):
+        reading_pages.lens_map(table[:0])
+
+
+def test_lens_path_has_one_line_per_token(trace: ssmlens.Trace) -> None:
+    table = logit_lens(trace).follow(-1, most=3, decode=lambda ids: f"${ids[0]}")
+    page = reading_pages.lens_path(table)
+    figure = readings.lens_path(table)
+    assert len(page.data) == len(figure.axes[0].lines) == 3
+    assert list(page.data[0].y) == list(figure.axes[0].lines[0].get_ydata())
+    figure.savefig(BytesIO(), format="svg")
+
+
+def test_pair_has_one_dot_per_head_and_says_its_numbers(trace: ssmlens.Trace) -> None:
+    path = pair_path(trace[1], 6, 2)
+    caption = Caption.of(trace, 1)
+    page = reading_pages.pair_path(path, caption)
+    assert len(page.data[0].x) == 8
+    figure = readings.pair_path(path, caption)
+    assert len(figure.axes[0].collections[0].get_offsets()) == 8
+    assert "From token 2 to token 6" in figure.axes[0].get_title()
+    for words in (page.layout.meta["note"], figure.get_label()):
+        assert f"contribution of length {path.norm:.3g}" in words
+        assert "reconstruction error" in words
