@@ -43,7 +43,7 @@ LINEAR_PROBE = (
     "The probe is linear and was fitted on the other tokens: what is there in another form, or in directions of small "
     "variance, counts as not there."
 )
-TEACHER_FORCED = "The text was given, not written by the model."
+TEACHER_FORCED = "The model reads this text and does not continue it: the numbers are those of texts like it."
 
 _TESTS = "tests/analyses/memory"
 POWER = f"constant decay a: a^(t - s) ({_TESTS}/test_retention.py::test_constant_decay)"

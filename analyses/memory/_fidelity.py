@@ -72,9 +72,12 @@ def fidelity(
         where worse, between ``low`` and ``high``. ``cosine`` is E[cos(predicted, true)], and ``net``, between
         ``net_low`` and ``net_high``, is (cosine - c) / (1 - c) with c the larger of the two controls'; at lag 0 the
         shuffled one alone. ``etmf`` is the mean of ``net`` over the lags from 1 on and ``span`` the largest lag with
-        net above 0.1 (0 where there is none). Controls: ``chance`` and ``cosine_chance``, the same with targets in
-        random order; ``current`` and ``cosine_current``, the target predicted from the target at t alone, which is
-        how far neighbouring tokens tell of each other.
+        net above 0.1 (0 where there is none); ``net_r2``, ``etmf_r2`` and ``span_r2`` are the same of R2, and the
+        ones to trust where a single target is most of the text: its direction then decides the cosine.
+
+        Controls: ``chance`` and ``cosine_chance``, the same with targets in random order; ``current`` and
+        ``cosine_current``, the target predicted from the target at t alone, which is how far neighbouring tokens
+        tell of each other.
 
     Raises:
         ValueError: for shapes that do not fit, lags that do not exist, too few tokens, or NaN.
@@ -171,17 +174,19 @@ def _statistics(
         least = torch.where(later, torch.maximum(chance_cosine, cosine_now), chance_cosine)
         # A target that its neighbour tells exactly leaves nothing to gain.
         net = torch.where(least < 1 - 1e-9, (cosine - least) / (1 - least), torch.nan)
-        return r2, cosine, net, chance_r2.expand_as(r2), chance_cosine.expand_as(r2), r2_now, cosine_now
+        known = torch.where(later, torch.maximum(chance_r2, r2_now), chance_r2)
+        net_r2 = torch.where(known < 1 - 1e-9, (r2 - known) / (1 - known), torch.nan)
+        return r2, cosine, net, net_r2, chance_r2.expand_as(r2), chance_cosine.expand_as(r2), r2_now, cosine_now
 
-    names = ("value", "cosine", "net", "chance", "cosine_chance", "current", "cosine_current")
+    names = ("value", "cosine", "net", "net_r2", "chance", "cosine_chance", "current", "cosine_current")
     out = {name: x[0] for name, x in zip(names, measures(everything))}
     drawn = measures(weights)
-    for name, x in (("", drawn[0]), ("cosine_", drawn[1]), ("net_", drawn[2])):
+    for name, x in zip(("", "cosine_", "net_", "net_r2_"), drawn):
         out[f"{name}low"], out[f"{name}high"] = interval(x, confidence)
-    past = out["net"][later]
-    out["etmf"] = past.nanmean()[None]
-    spans = [k for k, x in zip(lags, out["net"].tolist()) if k and x > SPAN]
-    out["span"] = torch.tensor([float(max(spans, default=0))], dtype=torch.float64)
+    for name, ending in (("net", ""), ("net_r2", "_r2")):
+        out[f"etmf{ending}"] = out[name][later].nanmean()[None]
+        spans = [k for k, x in zip(lags, out[name].tolist()) if k and x > SPAN]
+        out[f"span{ending}"] = torch.tensor([float(max(spans, default=0))], dtype=torch.float64)
     out["explained"] = torch.tensor([part["explained"]], dtype=torch.float64)
     return out
 

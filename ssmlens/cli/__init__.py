@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from ssmlens.cli import analyse, attribution, pages, precision_commands, run, selfcheck
+from ssmlens.cli import analyse, attribution, memory_commands, pages, precision_commands, run, selfcheck
 from ssmlens.errors import SsmlensError
 
 __all__ = ["app", "main"]
@@ -36,7 +36,6 @@ COMMANDS = (
     analyse.attend,
     attribution.attribute,
     attribution.faithfulness,
-    analyse.memory,
     run.verify,
     selfcheck.selfcheck,
     pages.report,
@@ -45,6 +44,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(memory_commands.app, name="memory")
 app.add_typer(precision_commands.app, name="precision")
 
 

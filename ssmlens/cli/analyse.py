@@ -1,4 +1,4 @@
-"""``ssmlens attend`` and ``ssmlens memory``: one layer's implicit attention, and what all layers remember."""
+"""``ssmlens attend``: one layer's implicit attention."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     from ssmlens.plotting import Caption
     from ssmlens.recurrence import Recurrence
 
-__all__ = ["attend", "memory"]
+__all__ = ["attend"]
 
 FIGURES = (".png", ".svg", ".pdf")
 MAPS = (*FIGURES, ".html", ".csv")
-TABLES = (".csv", ".json", ".parquet", ".safetensors")
 APART = "none"
 _TOP = 12
 
@@ -159,76 +158,3 @@ def _print_row(values: Tensor, names: Sequence[Any], tokens: list[str], caption:
         ]
         print(f"head {name}" if isinstance(name, int) else "")
         output.print_table(("s", "token", "back", "M[t, s]", ""), lines, left=(1, 4))
-
-
-def memory(
-    model: o.Model = o.DEFAULT_MODEL,
-    text: o.Text = None,
-    file: o.File = None,
-    ids: o.Ids = None,
-    train_length: Annotated[
-        int | None, typer.Option(help="Tokens of one training sequence, for the saturation; default: this text.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Write the table (.csv, .json, .parquet, .safetensors) or half-lives (.png, .svg, .pdf)."),
-    ] = None,
-    dtype: o.Dtype = "float32",
-    device: o.Device = "cpu",
-    json: o.Json = False,
-) -> None:
-    """Summarise each layer's memory: half-lives, how far back it reads, and whether its state has settled."""
-    output.check_target(out, (*TABLES, *FIGURES))
-    if train_length is not None and train_length < 1:
-        raise SsmlensError(f"--train-length is at least 1, got {train_length}")
-    prompt = o.prompt(model, text, file, ids)
-    found = o.open_lens(model, dtype, device).trace(prompt).check()
-    from ssmlens.analyses import memory as study
-
-    result = study.summary(found, train_length=train_length)
-    if out is not None and out.suffix.lower() in FIGURES:
-        from ssmlens import plotting
-
-        lives = study.half_life(found)
-        slowest = lives.value.amax(dim=-1) if "state" in lives.dims else lives.value
-        caption = plotting.Caption.of(found, reduction="slowest state of each head")
-        per_layer = {k: slowest[i, 0] for i, k in enumerate(lives.coords["layer"])}
-        plotting.save(plotting.half_life_map(per_layer, caption), out)
-    elif out is not None:
-        with output.whole(out) as part:
-            result.save(part)
-    frame = result.table()
-    if json:
-        about = {"model": found.settings["model"], "tokens": len(found.tokens[0]), "tolerance": found.tolerance}
-        about |= {"out": None if out is None else str(out)}
-        output.print_json(about | {"layers": frame.to_dict("records"), "about": result.metadata()})
-        return
-    shown = [c for c in _COLUMNS if c in frame]
-    print(f"{found.settings['model']}: {len(found.tokens[0])} tokens; distances and half-lives in tokens")
-    rows = [[float(x) if isinstance(x, float) else x for x in row] for row in frame[shown].itertuples(index=False)]
-    output.print_table([_COLUMNS[c] for c in shown], rows, left=())
-    print(_LEGEND)
-    for sentence in result.assumes:
-        print(f"assumes: {sentence}")
-    if out is not None:
-        print(f"wrote {out}")
-
-
-_COLUMNS = {
-    "layer": "layer",
-    "half_life": "half-life",
-    "half_life_q10": "10 %",
-    "half_life_q90": "90 %",
-    "longer_than_text": "beyond text",
-    "mean_distance": "reads back",
-    "distance_q90": "90 % within",
-    "fraction_of_uniform": "of uniform",
-    "saturation": "saturation",
-    "unsaturated": "unsaturated",
-    "reconstruction_error": "error",
-}
-
-_LEGEND = """\
-half-life: median over heads and states, between its 10 % and 90 % quantiles; beyond text: share that outlasts the text
-reads back: mean distance of what the last token reads, with 90 % within; of uniform: 1 if it read every token alike
-saturation: median share of its stationary level that a state has reached; unsaturated: share that could grow by 25 %"""
