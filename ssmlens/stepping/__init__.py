@@ -150,6 +150,10 @@ class Stepper:
         state, residual, _ = self._through(state, vectors, loop)
         return state, residual
 
+    def scans(self, state: State, vectors: Tensor) -> tuple[ScanInputs, ...]:
+        """The inputs of every layer's recurrence for input vectors (b, t, d), as `Chunk` has them."""
+        return self._through(state, vectors, loop)[2]
+
     def _through(self, state: State, x: Tensor, recur: Recur) -> tuple[State, Tensor, tuple[ScanInputs, ...]]:
         if x.shape[0] != state.batch or len(state.layers) != len(self.layers):
             raise ValueError(
