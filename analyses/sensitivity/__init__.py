@@ -10,9 +10,7 @@ from __future__ import annotations
 from ssmlens.analyses.sensitivity._early_exit import STATES, early_exit, layer_confidence
 from ssmlens.analyses.sensitivity._greedy import greedy, rank_correlation
 from ssmlens.analyses.sensitivity._hessian import Curvature, hessian, spectrum_ends, spectrum_moments
-from ssmlens.analyses.sensitivity._outliers import (
-    ROTATIONS, TENSORS, gini, outlier_statistics, outliers, rotated,
-)  # fmt: skip
+from ssmlens.analyses.sensitivity._outliers import ROTATIONS, TENSORS, gini, outlier_statistics, outliers, rotated
 from ssmlens.analyses.sensitivity._removal import removal
 from ssmlens.analyses.sensitivity._rotations import hadamard, karhunen_loeve, random_rotation
 from ssmlens.analyses.sensitivity._text import SPLITS

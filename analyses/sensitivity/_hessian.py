@@ -1,4 +1,4 @@
-"""Curvature of the loss in the weights: the ends of the Hessian's spectrum, its trace, and how much of it is negative."""
+"""Curvature of the loss in the weights: the ends of the Hessian's spectrum, its trace, and its negative share."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,7 +75,7 @@ class Text:
         for row, length in enumerate(self.lengths.tolist()):
             seen: set[tuple[int, int]] = set()
             tokens = self.ids[row, :length].tolist()
-            for t, pair in enumerate(zip(tokens, tokens[1:])):
+            for t, pair in enumerate(itertools.pairwise(tokens)):
                 found[row, t] = pair in seen
                 seen.add(pair)
         return found[self.real]

@@ -102,16 +102,17 @@ def _ranks() -> tuple[float, float]:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("sensitivity: Hadamard evens out a diagonal, d = 64", "diag(H L H^T) = tr(L) / d", lambda: _diagonal(64), 1e-12),
-    Check("sensitivity: Hadamard evens out a diagonal, d = 768", "diag(H L H^T) = tr(L) / d", lambda: _diagonal(768), 1e-12),
+    Check("sensitivity: Hadamard on a diagonal, d = 64", "diag(H L H^T) = tr(L) / d", lambda: _diagonal(64), 1e-12),
+    Check("sensitivity: Hadamard on a diagonal, d = 768", "diag(H L H^T) = tr(L) / d", lambda: _diagonal(768), 1e-12),
     Check("sensitivity: KLT and Hadamard equalise variances", "all variances are tr(L) / d", _equal_variances, 1e-12),
-    Check("sensitivity: Hadamard alone on a common mode", "one channel has it all: Gini 1 - 1/d", _hadamard_alone, 1e-12),
+    Check("sensitivity: Hadamard alone on a common mode", "one channel has all: Gini 1 - 1/d", _hadamard_alone, 1e-12),
     Check("sensitivity: kurtosis of a spike", "n - 2 + 1 / (n - 1)", _tails, 1e-10, relative=True),
     Check("sensitivity: Gini of a straight line", "1, 2, ... d: (d - 1) / (3 d)",
           lambda: (gini(torch.arange(1.0, 51.0)), 49 / 150), 1e-12),
     Check("sensitivity: largest eigenvalues of a quadratic", "Lanczos finds the known spectrum", _largest, 1e-8),
     Check("sensitivity: smallest eigenvalue of a quadratic", "Lanczos finds the known spectrum", _smallest, 1e-8),
-    Check("sensitivity: Hessian of Rosenbrock's function", "501 + sqrt(301^2 + 400^2)", _rosenbrock, 1e-9, relative=True),
+    Check("sensitivity: Hessian of Rosenbrock's function", "501 + sqrt(301^2 + 400^2)", _rosenbrock, 1e-9,
+          relative=True),
     Check("sensitivity: trace by quadrature", "c I of size n: trace c n", _moments, 1e-9),
     Check("sensitivity: Spearman's rho", "1 - 6 sum d^2 / (n (n^2 - 1))", _ranks, 1e-12),
 )  # fmt: skip
