@@ -38,7 +38,7 @@ def file_name(shown: Shown, kind: str) -> str:
     """Name of the file: figure, model and layer."""
     about = facts(shown)
     parts = [shown.name, about.get("model", ""), f"layer-{about['layer']}" if "layer" in about else ""]
-    stem = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part).strip("-.") for part in parts if part)
+    stem = "_".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part).strip("-.") for part in parts if part)
     return f"{stem}.{FORMATS[kind][0]}"
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a person sees, clicks and links to."""
+"""The pages in a real browser: what a person sees, clicks and links to."""
 
 from __future__ import annotations
 
@@ -31,13 +31,27 @@ def view(browser: Any, page_url: str) -> Iterator[Any]:
     assert [url for url in asked if not re.match(r"(http|ws)://127\.0\.0\.1[:/]|data:|blob:", url)] == []
 
 
-def address(page_url: str, **query: str) -> str:
-    return f"{page_url}/?{urlencode({'model': 'local folder', 'folder': 'two', 'text': TEXT, **query})}"
+def address(page_url: str, path: str = "attention", **query: str) -> str:
+    return f"{page_url}/{path}?{urlencode({'model': 'local folder', 'folder': 'two', 'text': TEXT, **query})}"
 
 
 def drawn(page: Any, words: str) -> Any:
     """The map once it shows what the words say."""
     return page.locator(f"canvas[data-drawn*='{words}']")
+
+
+def cell(canvas: Any, t: int, s: int) -> dict[str, float]:
+    """Where on the canvas the pair stands."""
+    cells = json.loads(canvas.get_attribute("data-cells"))
+    return {
+        "x": cells["left"] + (s - cells["s"] + 0.5) * cells["side"],
+        "y": cells["top"] + (t - cells["t"] + 0.5) * cells["side"],
+    }
+
+
+def settled(page: Any) -> None:
+    """Wait until the server has nothing left to say."""
+    page.wait_for_function("!document.querySelector('[data-testid=stStatusWidget]')", timeout=WAIT_MS)
 
 
 def heading(page: Any, words: str) -> Any:
@@ -58,26 +72,49 @@ def test_map_badge_layer_click_and_link(view: Any, page_url: str) -> None:
     expect(view.get_by_text("Layer 2, mean over heads (signed)")).to_be_visible(timeout=WAIT_MS)
     expect(drawn(view, "layer 2")).to_be_visible(timeout=WAIT_MS)
 
-    canvas = view.locator("canvas").first
+    canvas = view.locator("canvas[data-drawn]")
     canvas.scroll_into_view_if_needed()
-    cells = json.loads(canvas.get_attribute("data-cells"))
-    row_4_column_1 = {
-        axis: cells[start] + i * cells["side"] for axis, start, i in (("x", "left", 1.5), ("y", "top", 4.5))
-    }
-    canvas.hover(position=row_4_column_1)
-    expect(view.locator("output")).to_contain_text("Token 4 “c” reads token 1 “h”, 3 back")
+    canvas.hover(position=cell(canvas, 4, 1))
+    expect(view.locator("output.readout")).to_contain_text("Token 4 “c” reads token 1 “h”, 3 back")
     expect(view.locator(".strip .reader")).to_have_text("c")
     expect(view.locator(".strip .source")).to_have_text("h")
-    canvas.click(position=row_4_column_1)
+    canvas.click(position=cell(canvas, 4, 1))
+    expect(heading(view, "Path from token 1 “h” to token 4 “c”, 3 back, in layer 2")).to_be_visible(timeout=WAIT_MS)
     expect(heading(view, "What token 4 “c” reads")).to_be_visible(timeout=WAIT_MS)
-    expect(view).to_have_url(re.compile("target="), timeout=WAIT_MS)
+    expect(view).to_have_url(re.compile("target=.*source=|source=.*target="), timeout=WAIT_MS)
 
     link = view.url
     view.goto("about:blank")
     view.goto(link)
     expect(drawn(view, "layer 2")).to_be_visible(timeout=WAIT_MS)
     expect(heading(view, "What token 4 “c” reads")).to_be_visible(timeout=WAIT_MS)
+    expect(heading(view, "Path from token 1 “h”")).to_be_visible(timeout=WAIT_MS)
     expect(view.get_by_role("textbox", name="Text")).to_have_value(TEXT)
+
+
+def test_dragging_zooms_and_the_keyboard_goes_back(view: Any, page_url: str) -> None:
+    from playwright.sync_api import expect
+
+    view.goto(address(page_url))
+    expect(drawn(view, "layer 1")).to_be_visible(timeout=WAIT_MS)
+    settled(view)
+    canvas = view.locator("canvas[data-drawn]")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    start, end = cell(canvas, 9, 2), cell(canvas, 14, 7)
+    view.mouse.move(box["x"] + start["x"], box["y"] + start["y"])
+    view.mouse.down()
+    view.mouse.move(box["x"] + end["x"], box["y"] + end["y"], steps=4)
+    view.mouse.up()
+    expect(view.get_by_text("Tokens 9 to 14 read from 2 to 7.")).to_be_visible()
+    canvas.hover(position=cell(canvas, 10, 3))
+    expect(view.locator("output.readout")).to_contain_text("Token 10 ")
+    canvas.press("0")
+    expect(view.get_by_text("Tokens 9 to 14 read from 2 to 7.")).to_have_count(0)
+    canvas.press("+")
+    expect(view.get_by_role("button", name="Whole map")).to_be_visible()
+    view.get_by_role("button", name="Whole map").click()
+    expect(view.get_by_role("button", name="Whole map")).to_be_hidden()
 
 
 def test_the_same_row_can_be_picked_again(view: Any, page_url: str) -> None:
@@ -119,13 +156,13 @@ def test_keyboard_reads_the_map(view: Any, page_url: str) -> None:
 
     view.goto(address(page_url))
     expect(drawn(view, "layer 1")).to_be_visible(timeout=WAIT_MS)
-    canvas = view.locator("canvas").first
+    canvas = view.locator("canvas[data-drawn]")
     canvas.focus()
     for key in ("ArrowUp", "ArrowUp", "ArrowLeft"):
         canvas.press(key)
     last = len(TEXT) - 1
-    expect(view.locator("output")).to_contain_text(f"Token {last - 2} ")
-    expect(view.locator("output")).to_contain_text(f"reads token {last - 3} ")
+    expect(view.locator("output.readout")).to_contain_text(f"Token {last - 2} ")
+    expect(view.locator("output.readout")).to_contain_text(f"reads token {last - 3} ")
     canvas.press("Enter")
     expect(heading(view, f"What token {last - 2} ")).to_be_visible(timeout=WAIT_MS)
 
@@ -135,7 +172,7 @@ def test_another_model_shows_its_own_text_and_layer(view: Any, page_url: str) ->
 
     from ssmlens import zoo
 
-    view.goto(f"{page_url}/?{urlencode({'model': 'mamba2-english', 'layer': '8', 'target': '100'})}")
+    view.goto(f"{page_url}/attention?{urlencode({'model': 'mamba2-english', 'layer': '8', 'target': '100'})}")
     expect(drawn(view, "layer 8")).to_be_visible(timeout=WAIT_MS)
     view.get_by_role("combobox", name="Model").click()
     view.get_by_role("option", name="mamba1-recall").click()
@@ -145,3 +182,67 @@ def test_another_model_shows_its_own_text_and_layer(view: Any, page_url: str) ->
         control = view.get_by_test_id("stSelectbox").filter(has_text=name)
         assert value in control.inner_text().splitlines() or control.get_by_role("combobox").input_value() == value
     expect(view.get_by_text("Session State API")).to_have_count(0)
+
+
+def test_home_tells_where_the_answer_came_from_and_leads_on(view: Any, page_url: str) -> None:
+    from playwright.sync_api import expect
+
+    view.goto(page_url)
+    expect(view.get_by_text("holds the largest part")).to_be_visible(timeout=WAIT_MS)
+    strip = view.locator(".tokens")
+    expect(strip).to_be_visible(timeout=WAIT_MS)
+    expect(view.locator(".tokens .source")).to_have_text(" K")
+    strip.focus()
+    strip.press("Home")
+    expect(view.locator("output.readout")).to_contain_text("Token 0 “The”: part of the logit = ")
+    view.get_by_role("button", name="Copy link to this view").click()
+    expect(view.locator("output.said")).not_to_be_empty()
+    view.get_by_role("link", name="States and memory").click()
+    expect(view.get_by_role("heading", name="Half-lives")).to_be_visible(timeout=WAIT_MS)
+    expect(view.get_by_role("combobox", name="Model")).to_have_value("mamba1-english")
+
+
+def test_a_click_on_the_text_chooses_the_token_of_the_lens(view: Any, page_url: str) -> None:
+    from playwright.sync_api import expect
+
+    view.goto(address(page_url, "tokens"))
+    expect(view.locator(".tokens span").nth(4)).to_be_visible(timeout=WAIT_MS)
+    view.locator(".tokens span").nth(4).click()
+    expect(view.get_by_role("heading", name="After token 4 “c”, layer by layer")).to_be_visible(timeout=WAIT_MS)
+    strip = view.locator(".tokens")
+    strip.focus()
+    for key in ("Home", "ArrowRight", "Enter"):
+        strip.press(key)
+    expect(view.get_by_role("heading", name="After token 1 “h”, layer by layer")).to_be_visible(timeout=WAIT_MS)
+
+
+def test_a_figure_of_the_states_is_downloaded_and_collected(view: Any, page_url: str) -> None:
+    from playwright.sync_api import expect
+
+    view.goto(address(page_url, "states"))
+    expect(view.get_by_role("heading", name="State norms")).to_be_visible(timeout=WAIT_MS)
+    settled(view)
+    view.get_by_role("button", name="Download", exact=True).first.click()
+    menu = view.get_by_test_id("stPopoverBody")
+    starts = {"PNG": b"\x89PNG", "SVG": b"<?xml", "HTML": b"<!doctype html>", "CSV": b"layer,head", "Parquet": b"PAR1"}
+    for kind, start in starts.items():
+        with view.expect_download(timeout=WAIT_MS) as coming:
+            menu.get_by_role("button", name=kind, exact=True).click()
+        assert coming.value.suggested_filename == f"half_lives_two.{'parquet' if kind == 'Parquet' else kind.lower()}"
+        with open(coming.value.path(), "rb") as file:
+            assert file.read(len(start)) == start
+    view.keyboard.press("Escape")
+    view.get_by_role("button", name="Add to report").last.click()
+    expect(view.get_by_text("Added: the report now has 1 figure.")).to_be_visible(timeout=WAIT_MS)
+
+
+def test_another_method_colours_the_text(view: Any, page_url: str) -> None:
+    from playwright.sync_api import expect
+
+    view.goto(address(page_url, "attribution"))
+    expect(view.locator(".tokens[data-drawn='Scores by decompose']")).to_be_visible(timeout=WAIT_MS)
+    view.get_by_role("combobox", name="Method").click()
+    view.get_by_role("option", name="relevance", exact=True).click()
+    expect(view.locator(".tokens[data-drawn='Scores by relevance']")).to_be_visible(timeout=WAIT_MS)
+    view.locator(".tokens span").nth(5).click()
+    expect(view.get_by_text("after token 5 “a”, by relevance")).to_be_visible(timeout=WAIT_MS)

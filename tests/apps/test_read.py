@@ -114,7 +114,7 @@ def test_a_pinned_pair_opens_its_path(page: Callable[..., Any], calls: list[str]
     app.selectbox(key="source").select(4).run()
     assert messages(app) == []
     assert "Path from token 4 “c” to token 9 “a”, 5 back, in layer 1" in words(app)
-    assert [metric.label for metric in app.metric][0] == "Contribution"
+    assert app.metric[0].label == "Contribution"
     app.selectbox(key="layer").select(2).run()
     app.selectbox(key="layer").select(1).run()
     assert calls == ["trace", "pair_path", "pair_path"]
