@@ -240,5 +240,5 @@ def _interval(loss: Tensor, count: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     picks = torch.randint(blocks.shape[1], (DRAWS, blocks.shape[1]), generator=torch.Generator().manual_seed(seed))
     counts = torch.nn.functional.one_hot(picks, blocks.shape[1]).sum(1).double()
     drawn = (counts @ blocks.mT) / (counts @ sizes.mT)
-    low, high = drawn.nan_to_num(nan=0.0).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+    low, high = drawn.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
     return low, high

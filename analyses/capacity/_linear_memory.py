@@ -177,7 +177,8 @@ def unbiased(cross: Tensor, root: Tensor | None, keep: Tensor, samples: int) -> 
     own = (cross @ root).square()
     # What of a feature no target explains falls on each target by chance, with 1 / (degrees of freedom left).
     rest = (1 - own.sum(1)).clamp(min=0) / (samples - 1 - own.shape[1])
-    return (keep[:, None] * (own - rest[:, None])).sum(0)
+    chance = (keep * rest).sum()
+    return ((keep[:, None] * own).sum(0) - chance) / (1 - chance)
 
 
 def _inverse_root(gram: Tensor) -> Tensor:

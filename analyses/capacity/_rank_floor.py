@@ -220,7 +220,7 @@ def _result(
     drawn_exact = _ratio((untouched @ counts.mT).movedim(-1, 0))
     floors = _floor(drawn - drawn_exact.reshape(-1, *[1] * (drawn.ndim - 1)), ranks, tolerance)
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = drawn.nan_to_num(nan=0.0).quantile(ends, dim=0)
+    low, high = drawn.nanquantile(ends, dim=0)
     # A draw without a floor lies above every rank.
     least, most = floors.nan_to_num(nan=torch.inf).quantile(ends, dim=0, interpolation="nearest")
     return Result(

@@ -13,7 +13,17 @@ from collections.abc import Sequence
 
 import typer
 
-from ssmlens.cli import analyse, attribution, memory_commands, pages, precision_commands, run, selfcheck
+from ssmlens.cli import (
+    analyse,
+    attribution,
+    capacity_commands,
+    memory_commands,
+    pages,
+    precision_commands,
+    run,
+    selfcheck,
+    sensitivity_commands,
+)
 from ssmlens.errors import SsmlensError
 
 __all__ = ["app", "main"]
@@ -45,7 +55,9 @@ COMMANDS = (
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(memory_commands.app, name="memory")
+app.add_typer(capacity_commands.app, name="capacity")
 app.add_typer(precision_commands.app, name="precision")
+app.add_typer(sensitivity_commands.app, name="sensitivity")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
