@@ -10,7 +10,7 @@ From a `ssmlens.Trace` (all its layers, with a ``layer`` axis in the result), a 
 
 From a `ssmlens.Lens` and a prompt, through the whole network::
 
-    effective_remembrance, influence, state_stream
+    effective_remembrance, influence, state_stream, answers_by_age
 
 `fidelity` and `cross_layer_fidelity` also take plain states and targets, `modes` a state matrix, `collapse_onset`
 losses and variances.
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.memory._age import recall_by_age
+from ssmlens.analyses.memory._answers import answers_by_age
 from ssmlens.analyses.memory._cross import cross_layer_fidelity
 from ssmlens.analyses.memory._decay import KINDS, half_life, retention
 from ssmlens.analyses.memory._fidelity import fidelity
@@ -44,6 +45,7 @@ __all__ = [
     "KINDS",
     "REDUCTIONS",
     "Result",
+    "answers_by_age",
     "channel_class",
     "collapse_onset",
     "cross_layer_fidelity",

@@ -142,6 +142,7 @@ for command in (
     memory_network.remembrance,
     memory_network.influence,
     memory_network.stream,
+    memory_network.answers,
 ):
     app.command()(command)
 

@@ -11,7 +11,7 @@ from ssmlens.cli import output
 from ssmlens.cli.memory_shared import Length, Out, Seed, check_out, emit, numbers, sentences, sequences
 from ssmlens.errors import SsmlensError
 
-__all__ = ["influence", "remembrance", "stream"]
+__all__ = ["answers", "influence", "remembrance", "stream"]
 
 NEWLINE = "\n"
 
@@ -142,6 +142,50 @@ _BUCKET = {"tokens": "tokens", "loss": "loss", "growth": "growth", "layer": "lay
 _BUCKET_LEGEND = """\
 growth: variance of the state that has grown most, over its own at the end of the training length, and where it is
 onset: both 0.5 nats above the best bucket and three times that variance, in tokens; inf: never"""
+
+
+def answers(
+    model: o.Model = "mamba2-recall",
+    tokens: Annotated[int, typer.Option(help="Tokens of each sequence.")] = 256,
+    pairs: Annotated[int, typer.Option(help="Pairs of key and value told in each.")] = 16,
+    count: Annotated[int, typer.Option(help="Sequences.")] = 128,
+    seed: Seed = 0,
+    out: Out = None,
+    dtype: o.Dtype = "float32",
+    device: o.Device = "cpu",
+    json: o.Json = False,
+) -> None:
+    """How often a recall model still names a value that it was told so many tokens ago."""
+    from ssmlens.analyses import memory as study
+    from ssmlens.zoo import recall_task
+
+    check_out(out)
+    lens = o.open_lens(model, dtype, device)
+    words = recall_task.VALUES.stop
+    if lens.vocab_size != words:
+        raise SsmlensError(f"{lens.name} does not know the {words} words of the recall task: choose a recall model")
+    with sentences():
+        batch = recall_task.batch(count, tokens, pairs, seed)
+        result = study.answers_by_age(lens, batch.ids, batch.targets, seed=seed)
+    origin = f"with {pairs} pairs each"
+    about = {"model": lens.name, "sequences": count, "tokens": tokens, "origin": origin}
+    emit(result, about, out, json, "answers_by_age", _ANSWERS, _ANSWERS_LEGEND)
+
+
+_ANSWERS = {
+    "age": "from age",
+    "mean_age": "mean",
+    "count": "asked",
+    "accuracy": "right",
+    "low": "low",
+    "high": "high",
+    "guess": "guess",
+    "retained_slowest": "slowest keeps",
+    "retained_median": "median keeps",
+}
+_ANSWERS_LEGEND = """\
+right: share of right answers by tokens since the value was told; guess: with each question given another's answer
+slowest, median keeps: what the decay leaves of a write of that age, in the slowest and the median head and state"""
 
 
 def _repeated(lens: Any, count: int) -> list[int]:

@@ -13,6 +13,7 @@ from ssmlens.plotting import palette
 from ssmlens.plotting.figures import _figure, _finish
 
 __all__ = [
+    "answers_by_age",
     "cross_layer_fidelity",
     "fidelity",
     "influence",
@@ -48,7 +49,8 @@ def fidelity(found: Any) -> Figure:
     for axes, words in ((first, "net R²: beyond both controls"), (second, "R² on held-out tokens")):
         _steps_back(axes, words, lags)
     top = max(0.1, 1.05 * float(found.value.max()))
-    first.set_ylim(-0.05 * top, max(0.02, 1.08 * float(found.columns["net_r2"].nan_to_num(0.0).max())))
+    net = found.columns["net_r2"].nan_to_num(0.0)
+    first.set_ylim(min(-0.05 * top, 1.1 * float(net.min())), max(0.02, 1.08 * float(net.max())))
     second.set_ylim(-0.05 * top, top)
     first.legend(fontsize=_SMALL - 1, frameon=False, ncols=2)
     second.legend(fontsize=_SMALL - 1, frameon=False)
@@ -101,8 +103,35 @@ def recall_by_age(found: Any) -> Figure:
         axes.plot(lags, found.columns["read"][i].numpy(), linestyle=":", label="share of reading", **_CONTROL)
         axes.annotate(words, (0.97, 0.95), xycoords="axes fraction", ha="right", va="top", fontsize=_SMALL)
         _steps_back(axes, "share; R²" if axes is panels[0] else "", lags, "tokens later")
-    panels[0].legend(fontsize=_SMALL - 2, frameon=False, loc="center right")
+    panels[0].legend(fontsize=_SMALL - 2, frameon=False, loc="best")
     return _finish(figure, panels[0], _title(found, "Recall by age"), _note(found))
+
+
+def answers_by_age(found: Any) -> Figure:
+    """Share of right answers by the age of what is asked for, beside what the decays let survive.
+
+    Args:
+        found: a result of `memory.answers_by_age`.
+    """
+    figure, axes = _figure(6.4, 4.2)
+    age = found.columns["mean_age"].numpy()
+    good = np.isfinite(age)
+    low, high = (found.columns[k].numpy() for k in ("low", "high"))
+    value = found.value.numpy()
+    axes.plot(age[good], value[good], color="#3263c3", marker="o", markersize=4, linewidth=1.6, label="right answers")
+    axes.fill_between(age[good], low[good], high[good], color="#3263c3", alpha=0.18, linewidth=0)
+    for name, style, words in (
+        ("slowest", "--", "the slowest state keeps"),
+        ("median", "-.", "the median state keeps"),
+    ):
+        axes.plot(age[good], found.columns[f"retained_{name}"].numpy()[good], linestyle=style, label=words, **_CONTROL)
+    guess = found.control["guess"].numpy()
+    axes.plot(age[good], guess[good], linestyle=":", label="answers to other questions", **_CONTROL)
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(-0.02, 1.04)
+    _axes(axes, "tokens since it was told", "share")
+    axes.legend(fontsize=_SMALL - 1, frameon=False)
+    return _finish(figure, axes, _title(found, "Answers by age"), _note(found))
 
 
 def timescale_spectrum(found: Any) -> Figure:
