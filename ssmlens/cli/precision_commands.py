@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ssmlens.cli import options as o
-from ssmlens.cli import output
-from ssmlens.errors import SsmlensError
+from ssmlens.cli import output, studies
 
 if TYPE_CHECKING:
     from ssmlens.analyses._result import Result
 
 __all__ = ["app"]
 
-FIGURES = (".png", ".svg", ".pdf")
-TABLES = (".csv", ".json", ".parquet", ".safetensors")
-
 app = typer.Typer(help="What a state that is kept in a short number format forgets, and what that costs.")
 
-Out = Annotated[
-    Path | None,
-    typer.Option(help="Write the numbers (.csv, .json, .parquet, .safetensors) or a figure (.png, .svg, .pdf)."),
-]
 StateDtype = Annotated[
     str, typer.Option("--state-dtype", help="bfloat16, float16, float8_e4m3fn, float8_e5m2 or float32.")
 ]
@@ -43,37 +34,29 @@ def precision(
     ids: o.Ids = None,
     state_dtype: StateDtype = "bfloat16",
     scaled: Scaled = False,
-    out: Out = None,
+    out: studies.Out = None,
     dtype: o.Dtype = "float32",
     device: o.Device = "cpu",
     json: o.Json = False,
 ) -> None:
     """Per layer: how much of its decay a short state loses, and how far it is off. See also stall and divergence."""
     if context.invoked_subcommand is not None:
-        _refuse_early(context)
+        studies.refuse_early(context)
         return
-    output.check_target(out, (*TABLES, *FIGURES))
+    output.check_target(out, (*studies.TABLES, *studies.FIGURES))
     from ssmlens.analyses import precision as study
 
     study.format_of(state_dtype)
     prompt = o.prompt(model, text, file, ids)
     found = o.open_lens(model, dtype, device).trace(prompt).check()
     result = study.horizon(found, state_dtype, scaled=scaled)
-    _save(result, out, "horizon")
-    rows = _layers(result)
-    if json:
-        about = {"model": found.settings["model"], "tokens": len(found.tokens[0]), "state_dtype": state_dtype}
-        about |= {"out": None if out is None else str(out)}
-        output.print_json(about | {"layers": rows, "about": result.metadata()})
-        return
+    studies.save(result, out, "precision", "horizon")
     law, longest = result.settings["stall_law"], result.settings["longest_time_constant"]
-    print(
+    head = (
         f"{found.settings['model']}: {len(found.tokens[0])} tokens, state in {result.settings['dtype_of_state']}: "
         f"decays with 1 - a below {law:.3g} are lost to rounding ({longest:.0f} tokens)"
     )
-    output.print_table(list(rows[0]), [list(row.values()) for row in rows], left=())
-    print(_LEGEND)
-    _assumptions(result, out)
+    studies.report(result, _layers(result), out=out, json=json, head=head, legend=_LEGEND, left=())
 
 
 _LEGEND = """\
@@ -88,38 +71,24 @@ def stall(
         str, typer.Option(metavar="A,A,...", help="Decays between 0 and 1.")
     ] = "0.9,0.99,0.995,0.996,0.997,0.998,0.999",
     state_dtype: StateDtype = "bfloat16",
-    out: Out = None,
+    out: studies.Out = None,
     json: o.Json = False,
 ) -> None:
     """Half-life of a state that nothing is written to, rounded at every token, against the exact one."""
-    output.check_target(out, (*TABLES, *FIGURES))
-    try:
-        numbers = [float(x) for x in decays.split(",") if x.strip()]
-    except ValueError as error:
-        raise SsmlensError(f"--decays takes numbers separated by commas, got {decays!r}") from error
+    output.check_target(out, (*studies.TABLES, *studies.FIGURES))
+    numbers = studies.numbers(decays, "--decays")
     from ssmlens.analyses import precision as study
 
     result = study.stall(numbers, state_dtype)
-    _save(result, out, "stall")
-    frame = result.table()
-    if json:
-        about = {"out": None if out is None else str(out)}
-        output.print_json(about | {"decays": frame.to_dict("records"), "about": result.metadata()})
-        return
+    studies.save(result, out, "precision", "stall")
+    columns = ("decay", "half_life", "exact", "stochastic", "floor")
+    rows = result.table()[list(columns)].to_dict("records")
+    if not json:
+        rows = [{"decay": f"{row['decay']:g}", **{k: row[k] for k in columns[1:]}} for row in rows]
     to = study.format_of(state_dtype)
-    print(f"{to.name}: a state stops at once where 1 - a < {to.stalls_at_once:.3g}, soon where < {to.stalls_soon:.3g}")
-    columns = {
-        "decay": "decay",
-        "half_life": "half-life",
-        "exact": "exact",
-        "stochastic": "stochastic",
-        "floor": "floor",
-    }
-    rows = [[float(x) for x in row] for row in frame[list(columns)].itertuples(index=False)]
-    rows = [[f"{row[0]:g}", *row[1:]] for row in rows]
-    output.print_table(list(columns.values()), rows, left=())
-    print("half-life in tokens, from 1 to 1/2; floor: share of the start at which it stops")
-    _assumptions(result, out)
+    head = f"{to.name}: a state stops at once where 1 - a < {to.stalls_at_once:.3g}, soon where < {to.stalls_soon:.3g}"
+    legend = "half-life in tokens, from 1 to 1/2; floor: share of the start at which it stops"
+    studies.report(result, rows, out=out, json=json, head=head, legend=legend, left=())
 
 
 @app.command()
@@ -132,44 +101,36 @@ def divergence(
     share: Annotated[float, typer.Option(help="Share of the heads that count as slow.")] = 0.1,
     scaled: Scaled = False,
     conv: Annotated[bool, typer.Option(help="Also round the window of the convolution.")] = False,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep finished formats here, and go on from them.")
-    ] = None,
-    out: Out = None,
+    resume: studies.Resume = None,
+    out: studies.Out = None,
     dtype: o.Dtype = "float32",
     device: o.Device = "cpu",
     json: o.Json = False,
 ) -> None:
     """KL between the model's predictions with its state exact and with its state rounded after every token."""
-    output.check_target(out, (*TABLES, *FIGURES))
+    output.check_target(out, (*studies.TABLES, *studies.FIGURES))
     from ssmlens.analyses import precision as study
 
     formats = [study.format_of(x.strip()).name for x in state_dtypes.split(",") if x.strip()]
     prompt = o.prompt(model, text, file, ids)
     lens = o.open_lens(model, dtype, device)
-    with output.progress(json) as step:
+    with studies.step(json, "rounding states", every=128) as step:
         result = study.divergence(
-            lens, prompt, formats, share=share, scaled=scaled, conv=conv, resume=resume,
-            progress=lambda done, total: step("rounding states", done, total) if _worth(done, total) else None,
-        )  # fmt: skip
-    _save(result, out, "divergence")
-    rows = _means(result)
-    if json:
-        about = {"model": lens.name, "tokens": int(result.shape[-1]), "out": None if out is None else str(out)}
-        output.print_json(about | {"means": rows, "about": result.metadata()})
-        return
+            lens, prompt, formats, share=share, scaled=scaled, conv=conv, resume=resume, progress=step
+        )
+    studies.save(result, out, "precision", "divergence")
     noise = float(result.control["own_forward"].nanmean())
-    print(f"{lens.name}: {result.shape[-1]} tokens; KL in nats, mean over the text; float32 itself: {noise:.1e}")
-    output.print_table(list(rows[0]), [list(row.values()) for row in rows], left=(0, 1))
-    print(f"slow: the {share:.0%} of heads with the longest half-lives; random: as many others; rest: all but the slow")
-    print("growth: second half of the text over the first; same first: share of tokens with the same first choice")
-    _assumptions(result, out)
+    head = f"{lens.name}: {result.shape[-1]} tokens; KL in nats, mean over the text; float32 itself: {noise:.1e}"
+    legend = (
+        f"slow: the {share:.0%} of heads with the longest half-lives; random: as many others; rest: all but the slow\n"
+        "growth: second half of the text over the first; same first: share of tokens with the same first choice"
+    )
+    studies.report(result, _means(result), out=out, json=json, head=head, legend=legend, left=(0, 1))
 
 
 def _layers(result: Result) -> list[dict[str, Any]]:
     """One row for each layer, over its heads, states and texts."""
     frame = result.table()
-    frame["beyond"] = frame["error"] / frame["predicted_error"]
     rows = []
     for layer, part in frame.groupby("layer"):
         middle, worst = part.median(numeric_only=True), part.max(numeric_only=True)
@@ -211,37 +172,3 @@ def _means(result: Result) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def _worth(done: int, total: int) -> bool:
-    """Every sixteenth token is enough for a bar."""
-    return done % 16 == 0 or done == total
-
-
-def _refuse_early(context: typer.Context) -> None:
-    """Options before a subcommand would be lost."""
-    given = [k for k in context.params if getattr(context.get_parameter_source(k), "name", "") == "COMMANDLINE"]
-    if given:
-        raise SsmlensError(
-            f"--{given[0].replace('_', '-')} stands before {context.invoked_subcommand}: give options after it"
-        )
-
-
-def _save(result: Result, out: Path | None, figure: str) -> None:
-    if out is None:
-        return
-    if out.suffix.lower() in FIGURES:
-        from ssmlens import plotting
-        from ssmlens.plotting.studies import precision as drawn
-
-        plotting.save(getattr(drawn, figure)(result), out)
-        return
-    with output.whole(out) as part:
-        result.save(part)
-
-
-def _assumptions(result: Result, out: Path | None) -> None:
-    for sentence in result.assumes:
-        print(f"assumes: {sentence}")
-    if out is not None:
-        print(f"wrote {out}")

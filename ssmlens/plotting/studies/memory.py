@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _SMALL = 8.0
-_CONTROL = {"color": palette.MUTED, "linewidth": 1.1}
+_CONTROL: dict[str, Any] = {"color": palette.MUTED, "linewidth": 1.1}
 
 
 def fidelity(found: Any) -> Figure:
