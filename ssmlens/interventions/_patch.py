@@ -71,8 +71,8 @@ def patch(
         lens: the model.
         clean: prompt whose activations are put in.
         corrupt: prompt of the same length that is run and repaired, or `Noise` on the clean one's embeddings.
-        sites: a kind (every layer at every token), one site or several: (kind, layer, position), (kind, layer) for
-            all tokens, or (layer, position) in the residual stream. Kinds are "residual", "mixer", "state", "conv"
+        sites: a kind (every layer at every token), a site, or several of either: (kind, layer, position), (kind, layer)
+            for all tokens, or (layer, position) in the residual stream. Kinds are "residual", "mixer", "state", "conv"
             and "full_state", see `ssmlens.interventions.KINDS`.
         metric: "logit", "logit_difference", "probability", "kl", or a function of logits (b, t, v) that returns a
             number or (b,).

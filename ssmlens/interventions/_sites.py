@@ -42,8 +42,8 @@ def make_sites(sites: Any, lens: Lens, lengths: Tensor, read_now: bool = True) -
     """Sites from what a caller wrote, checked; positions count from 0 unless rows differ in length.
 
     Args:
-        sites: a kind (every layer at every token), a site, or several. A site is a `Site`, a mapping with its names,
-            (kind, layer, position), (kind, layer), or (layer, position) in the residual stream.
+        sites: a kind (every layer at every token), a site, or several of either. A site is a `Site`, a mapping
+            with its names, (kind, layer, position), (kind, layer), or (layer, position) in the residual stream.
         lens: the model.
         lengths: (b,) real tokens of each row; a position has to be there in all of them.
         read_now: whether the step of a patched state reads it; else it touches nothing at the last token.
@@ -52,14 +52,13 @@ def make_sites(sites: Any, lens: Lens, lengths: Tensor, read_now: bool = True) -
         SsmlensError: when there is none, or one is malformed.
         LayerError: when a layer does not exist or has no recurrence.
     """
-    shortest = int(lengths.min())
     if isinstance(sites, str):
-        kind = _kind(sites)
-        layers = range(len(lens.layers) + 1) if kind == "residual" else sorted(lens._mixers)
-        # Nothing reads what is handed on after the last token.
-        sites = [Site(kind, k, t) for k in layers for t in range(shortest - _only_later(kind, read_now))]
+        sites = [sites]
     single = isinstance(sites, Site | Mapping) or (
-        isinstance(sites, tuple) and bool(sites) and not isinstance(sites[0], Site | Mapping | tuple | list)
+        isinstance(sites, tuple)
+        and bool(sites)
+        and not isinstance(sites[0], Site | Mapping | tuple | list)
+        and not all(isinstance(x, str) for x in sites)
     )
     try:
         items = [sites] if single else list(sites)
@@ -67,7 +66,17 @@ def make_sites(sites: Any, lens: Lens, lengths: Tensor, read_now: bool = True) -
         raise SsmlensError(f"sites is a kind, a site or a list of sites, got {sites!r}") from None
     if not items:
         raise SsmlensError("sites is empty: a patch without a site would touch nothing")
-    return [_check(_read(item), lens, lengths, read_now) for item in items]
+    wanted = [
+        x for item in items for x in (_everywhere(item, lens, lengths, read_now) if isinstance(item, str) else [item])
+    ]
+    return [_check(_read(item), lens, lengths, read_now) for item in wanted]
+
+
+def _everywhere(name: str, lens: Lens, lengths: Tensor, read_now: bool) -> list[Site]:
+    """The sites of one kind in every layer at every token, except where nothing reads what is handed on."""
+    kind = _kind(name)
+    layers = range(len(lens.layers) + 1) if kind == "residual" else sorted(lens._mixers)
+    return [Site(kind, k, t) for k in layers for t in range(int(lengths.min()) - _only_later(kind, read_now))]
 
 
 def _only_later(kind: str, read_now: bool) -> bool:
@@ -100,6 +109,8 @@ def _position(found: Any) -> Any:
 
 
 def _kind(name: Any) -> str:
+    if isinstance(name, str):
+        name = name.replace(" ", "_")
     kind = ALIASES.get(name, name) if isinstance(name, str) else name
     if kind not in KINDS:
         raise SsmlensError(f"unknown kind of site {name!r}: choose one of {', '.join(KINDS)}")

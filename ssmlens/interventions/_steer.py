@@ -7,7 +7,7 @@ state goes into the model's cache, and the model continues from it with its own 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ class Steered:
 def steer(
     lens: Lens,
     prompt: str | Sequence[str] | Sequence[int] | Tensor,
-    edit: StateEdit | Sequence[StateEdit],
+    edit: StateEdit | Mapping[str, Any] | Sequence[StateEdit | Mapping[str, Any]],
     *,
     new_tokens: int = 0,
     temperature: float = 0.0,
@@ -112,7 +112,7 @@ def steer(
     Args:
         lens: the model.
         prompt: whatever `Lens.trace` takes.
-        edit: a `StateEdit`, or several; those of one layer and step apply in order.
+        edit: a `StateEdit`, a mapping with its names, or several; those of one layer and step apply in order.
         new_tokens: how many tokens to generate after the prompt.
         temperature: 0 takes the likeliest token, above it samples.
         seed: of the sampling; a row draws the same whatever the method.
@@ -128,7 +128,7 @@ def steer(
         SsmlensError: when an edit changes nothing, never comes into play, or a name is unknown.
         LayerError: when an edit's layer does not exist or has no recurrence.
     """
-    edits = [edit] if isinstance(edit, StateEdit) else list(edit)
+    edits = [_read(e) for e in ([edit] if isinstance(edit, StateEdit | Mapping) else edit)]
     _check(lens, edits, read, method, new_tokens, temperature)
     batch = prepare(prompt, lens.tokenizer, lens.vocab_size)
     if new_tokens == 0:
@@ -153,6 +153,19 @@ def steer(
     used = "cache" if all(how is _cached for _, how in rows) else "recompute"
     settings = {"read": read, "temperature": temperature, "seed": seed, "new_tokens": new_tokens}
     return _result(lens, logits, full, made, used, settings)
+
+
+def _read(edit: Any) -> Any:
+    """An edit written as a mapping, made one."""
+    if not isinstance(edit, Mapping):
+        return edit
+    known = [f.name for f in fields(StateEdit)]
+    unknown = sorted(set(map(str, edit)) - set(known))
+    if unknown or "layer" not in edit:
+        raise SsmlensError(
+            f"an edit names its layer and some of {', '.join(known[1:])}, got {', '.join(map(str, edit))}"
+        )
+    return StateEdit(**edit)
 
 
 def _check(lens: Lens, edits: list[StateEdit], read: str, method: str, new_tokens: int, temperature: float) -> None:

@@ -235,6 +235,10 @@ def test_sites_may_be_written_in_several_ways(lens: ssmlens.Lens) -> None:
     assert all(torch.equal(v, values[0]) for v in values)
     every = patch(lens, CLEAN, CORRUPT, ("mixer_output", 1), "logit", target=4)
     assert every.sites == (Site("mixer", 1),)
+    kinds = patch(lens, CLEAN, CORRUPT, ["mixer output", "conv state", Site("state", 0, 2)], "logit", target=4)
+    alone = [patch(lens, CLEAN, CORRUPT, kind, "logit", target=4) for kind in ("mixer", "conv")]
+    assert kinds.sites == (*alone[0].sites, *alone[1].sites, Site("state", 0, 2))
+    assert torch.allclose(kinds.value[:-1], torch.cat([x.value for x in alone]), rtol=0, atol=1e-12)
 
 
 def test_many_sites_run_in_several_groups(lens: ssmlens.Lens, monkeypatch: pytest.MonkeyPatch) -> None:

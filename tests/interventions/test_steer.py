@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import checkpoints
@@ -55,6 +56,8 @@ def test_edits_are_what_their_definition_says(lens: ssmlens.Lens, read: str) -> 
         found = steer(lens, IDS, edit, read=read)
         assert found.method == "forward"
         assert gap(found.logits[0], by_hand(lens, change, edit.layer, steps, read)) <= 1e-12
+        written = steer(lens, IDS, {f.name: getattr(edit, f.name) for f in fields(edit)}, read=read)
+        assert torch.equal(written.logits, found.logits)
 
     def some(s: Tensor) -> Tensor:
         out = s.clone()
@@ -182,7 +185,10 @@ def test_moving_a_state_moves_what_a_recall_model_says(name: str) -> None:
     ("edit", "options", "words"),
     [
         ([], {}, "edit is empty"),
-        ({"layer": 0}, {}, "an edit is a StateEdit, got str"),
+        ({"layer": 0}, {}, "names no change"),
+        ({"layer": 0, "at": 3, "add": 1.0}, {}, "an edit names its layer and some of step, add"),
+        ({"step": 3, "add": 1.0}, {}, "an edit names its layer"),
+        ([0], {}, "an edit is a StateEdit, got int"),
         (StateEdit(0, 3), {}, "names no change"),
         (StateEdit(0, [], add=1.0), {}, "has no step"),
         (StateEdit(0, 11, add=1.0), {}, "step holds position 11"),
