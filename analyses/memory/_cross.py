@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def cross_layer_fidelity(
     read = _Reader(material, parts, rank, seed, list(lags))
     found = {}
     for done, reader in enumerate(names):
-        found[reader] = ledger.get(f"reader {reader}", lambda m=reader: read.row(m, [k for k in names if k < m]))
+        found[reader] = ledger.get(f"reader {reader}", partial(read.row, reader, [k for k in names if k < reader]))
         if progress is not None:
             progress(done + 1, len(names))
     weights = bootstrap_weights(parts.units, repeats, seed)

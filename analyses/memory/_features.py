@@ -29,6 +29,10 @@ OVERSAMPLING = 32
 """Random directions beyond those wanted, which make the found ones those of largest variance."""
 
 
+NOISE = 16
+"""Units in the last place of a typical feature vector, below which variation is rounding."""
+
+
 @dataclass(frozen=True, eq=False)
 class Whitened:
     """Features on their principal axes, of mean 0 and variance 1 where they were fitted.
@@ -100,8 +104,9 @@ def whiten(blocks: Blocks, fit: Tensor, rank: int, seed: int) -> Whitened:
     centre = fitted.mean(0)
     # Singular values, not those of the covariance: half of the digits would be lost in the squares.
     _, s, axes = torch.linalg.svd(fitted - centre, full_matrices=False)
-    eps = torch.finfo(dtype).eps
-    keep = s > max(fitted.shape) * eps * (float(s[0]) if len(s) else 0.0)
+    # The features came rounded, mean and all: an axis along which they vary by less is made of rounding.
+    size = (scale / len(fitted) + float(mean.square().sum())) ** 0.5
+    keep = s > NOISE * torch.finfo(dtype).eps * size * len(fitted) ** 0.5
     keep[rank:] = False
     if not keep.any():
         raise ValueError("the features do not vary over the tokens that they are fitted on: nothing can be read")

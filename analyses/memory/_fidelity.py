@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def fidelity(
     found = []
     for done, layer in enumerate(chosen):
         blocks = material.layers[layer]
-        found.append(ledger.get(f"layer {layer}", lambda b=blocks: _layer(b, truth, parts, steps, rank, seed)))
+        found.append(ledger.get(f"layer {layer}", partial(_layer, blocks, truth, parts, steps, rank, seed)))
         if progress is not None:
             progress(done + 1, len(chosen))
     weights = bootstrap_weights(parts.units, repeats, seed)

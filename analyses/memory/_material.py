@@ -72,7 +72,9 @@ def _of_model(source: Source, targets: Any, features: str) -> Material:
     layers = collect(source)
     trace = source if isinstance(source, Trace) else None
     recs = layers.recurrences
-    residuals = {} if trace is None else {k: trace.residual(k).detach() for k in recs if k is not None}
+    residuals: dict[int | None, Tensor] = {}
+    if trace is not None:
+        residuals = {k: trace.residual(k).detach() for k in recs if k is not None}
     blocks = {k: f.of_layer(rec, residuals.get(k), features) for k, rec in recs.items()}
     tokens = targets is None and trace is not None
     if targets is not None:

@@ -72,7 +72,7 @@ class Decoder:
         mean = fit_target.mean(0)
         y, truth = fit_target - mean, test_target - mean
         whole = self.fit.mT @ y
-        weights = whole / (self.count * (self.variances + self._ridge(y, whole)))[:, None]
+        weights = whole * _inverse(self.count * (self.variances + self._ridge(y, whole)), self.count)[:, None]
         return judge(self.test @ weights, truth, self.parts)
 
     def _ridge(self, y: Tensor, whole: Tensor) -> float:
@@ -83,11 +83,14 @@ class Decoder:
             a, b = vectors.mT @ (whole - own), vectors.mT @ own
             square, cross = (a @ a.mT) * gram, (a * b).sum(1)
             for i, ridge in enumerate(RIDGES):
-                divisor = values + ridge * self.count
-                # What the other folds do not determine is left alone.
-                d = torch.where(divisor > ROUNDING * self.count, 1 / divisor, 0.0)
+                d = _inverse(values + ridge * self.count, self.count)
                 errors[i] += d @ square @ d - 2 * (d @ cross)
         return RIDGES[int(errors.argmin())]
+
+
+def _inverse(x: Tensor, count: int) -> Tensor:
+    """1 / x, and 0 where the tokens do not determine anything."""
+    return torch.where(x > ROUNDING * count, 1 / x, 0.0)
 
 
 def judge(predicted: Tensor, truth: Tensor, parts: Split) -> Judged:

@@ -125,7 +125,7 @@ def read(
 
 def emit(
     result: Result, about: dict[str, Any], out: list[Path] | None, json: bool, figure: str, columns: Mapping[str, str],
-    legend: str, rows: Sequence[Mapping[str, Any]] | None = None,
+    legend: str, rows: Sequence[Mapping[Any, Any]] | None = None,
 ) -> None:  # fmt: skip
     """Write the result, and print it as a table or as JSON.
 

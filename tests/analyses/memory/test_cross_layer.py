@@ -54,6 +54,16 @@ def test_a_projection_tells_its_share(r: int) -> None:
     assert back.value.item() == pytest.approx(1, abs=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shift", [0.0, 1e3])
+def test_columns_that_repeat_each_other_count_once(dtype: torch.dtype, shift: float) -> None:
+    # Five columns of rank two: whitening must not blow the rounding of the other three up to features.
+    x = white(2000, 2) + shift
+    repeated = (x @ torch.tensor([[1.0, 0, 1, 2, -1], [0, 1, 1, 1, 3]]).double()).to(dtype)
+    found = memory.cross_layer_fidelity(repeated, x)
+    assert found.value.item() == pytest.approx(1, abs=1e-6 if dtype == torch.float64 or not shift else 1e-4)
+
+
 def test_independent_layers_tell_nothing() -> None:
     found = memory.cross_layer_fidelity(white(1200, 40), white(1200, 60, seed=1))
     assert found.value.abs() < 0.01
