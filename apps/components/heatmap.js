@@ -216,7 +216,8 @@ class CausalMap {
     const found = new Set();
     for (let i = first; i < end; i += step) found.add(i);
     for (const special of specials) {
-      if (!(special >= first && special < end)) continue;
+      // null >= 0 holds in this language.
+      if (!Number.isInteger(special) || special < first || special >= end) continue;
       for (const i of [...found]) if (Math.abs(i - special) < step && !specials.includes(i)) found.delete(i);
       found.add(special);
     }

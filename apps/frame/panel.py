@@ -66,20 +66,15 @@ def is_dark() -> bool:
     return st.context.theme.type == "dark"
 
 
-def present(shown: Shown, columns: int = 2) -> None:
-    """Draw a figure, what it means, and what can be done with it.
-
-    Args:
-        shown: the figure.
-        columns: 2 puts what it means beside what it does not, 1 below each other.
-    """
+def present(shown: Shown) -> None:
+    """Draw a figure, what it means, and what can be done with it."""
     only_table = shown.draw and shown.live is None and shown.file is None
     if only_table:
         _rows(shown)
     elif shown.draw:
         _draw(shown)
     if shown.explanation is not None:
-        explain(shown.explanation, columns)
+        explain(shown.explanation, 1 if shown.narrow else 2)
     with st.container(horizontal=True, vertical_alignment="center"):
         as_table = only_table or st.toggle("Table", key=f"{shown.name}_table", help="The same numbers as a table.")
         with st.popover("Download", icon=":material/download:", type="tertiary"):

@@ -30,6 +30,7 @@ class Shown:
         file: the matplotlib figure, for PNG and SVG; None for a figure that has none.
         explanation: what the figure means and what it does not.
         draw: False when the panel has already drawn the figure itself, as a component.
+        narrow: True where the panel has only half of the page: its texts then stand below each other.
         more: further facts for the downloads, by name.
     """
 
@@ -42,6 +43,7 @@ class Shown:
     file: Callable[[], Any] | None = None
     explanation: Explanation | None = None
     draw: bool = True
+    narrow: bool = False
     more: dict[str, str] = field(default_factory=dict)
 
 

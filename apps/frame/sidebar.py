@@ -76,7 +76,8 @@ def _text(name: str) -> str:
     # A folder's tokenizer may cut words into many tokens: one line of the passage fits any limit.
     passage = zoo.passage().splitlines()[0] if name == LOCAL else zoo.passage(name)
     lost = _restore()
-    if "text" in st.session_state and st.session_state["text"] == st.session_state.get("passage"):
+    before = st.session_state.get("passage")
+    if before != passage and "text" in st.session_state and st.session_state["text"] == before:
         # Set, not dropped: a box that keeps its key goes on showing what it held, whatever the new default is.
         st.session_state["text"] = passage
     st.session_state["passage"] = passage

@@ -62,6 +62,7 @@ def half_lives(reading: store.Reading) -> Shown:
         live=live,
         file=file,
         explanation=wording.HALF_LIFE,
+        narrow=True,
     )
 
 
@@ -105,4 +106,5 @@ def state_norms(reading: store.Reading) -> Shown:
         live=live,
         file=file,
         explanation=wording.STATE_NORM,
+        narrow=True,
     )

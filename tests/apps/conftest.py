@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import DASHBOARD, chromium, serve
 from tiny import save_tiny, tiny_mamba1
-
-DASHBOARD = Path(__file__).parents[2] / "apps" / "dashboard.py"
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="session")
@@ -61,50 +48,17 @@ def page(models: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def page_url(models: Path) -> Iterator[str]:
-    """The page, served on a free local port, with the tiny models as its root."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(DASHBOARD), f"--server.port={port}"]
-    command += ["--server.headless=true", "--server.address=127.0.0.1", "--server.fileWatcherType=none"]
-    command += ["--browser.gatherUsageStats=false", "--", "--models", str(models)]
-    server = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
-    assert server.stdout is not None
-    said: list[str] = []
-    for line in server.stdout:
-        said.append(line)
-        if "URL:" in line:
-            break
-    else:
-        pytest.fail("the server ended before it was ready:\n" + "".join(said))
-    # A full pipe would stop the server.
-    drain = threading.Thread(target=said.extend, args=(server.stdout,), daemon=True)
-    drain.start()
-    yield f"http://127.0.0.1:{port}"
-    server.terminate()
-    try:
-        server.wait(20)
-    except subprocess.TimeoutExpired:
-        # It sometimes waits for a browser that is gone already.
-        server.kill()
-        server.wait(20)
-    drain.join(20)
-    server.stdout.close()
+    """The pages, served on a free local port, with the tiny models as their root."""
+    with serve("--models", str(models)) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Headless Chromium."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None and os.environ.get("CI"):
-        pytest.fail("CI needs chromium on the PATH: install it, do not skip this test")
-    if path is None:
+    if not (shutil.which("chromium") or shutil.which("chromium-browser")):
+        if os.environ.get("CI"):
+            pytest.fail("CI needs chromium on the PATH: install it, do not skip this test")
         pytest.skip("needs chromium on the PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
-        yield chromium
-        chromium.close()
+    with chromium() as found:
+        yield found

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from serving import idle
 
 pytestmark = pytest.mark.browser
 
@@ -47,11 +48,6 @@ def cell(canvas: Any, t: int, s: int) -> dict[str, float]:
         "x": cells["left"] + (s - cells["s"] + 0.5) * cells["side"],
         "y": cells["top"] + (t - cells["t"] + 0.5) * cells["side"],
     }
-
-
-def settled(page: Any) -> None:
-    """Wait until the server has nothing left to say."""
-    page.wait_for_function("!document.querySelector('[data-testid=stStatusWidget]')", timeout=WAIT_MS)
 
 
 def heading(page: Any, words: str) -> Any:
@@ -97,7 +93,7 @@ def test_dragging_zooms_and_the_keyboard_goes_back(view: Any, page_url: str) -> 
 
     view.goto(address(page_url))
     expect(drawn(view, "layer 1")).to_be_visible(timeout=WAIT_MS)
-    settled(view)
+    idle(view)
     canvas = view.locator("canvas[data-drawn]")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
@@ -221,7 +217,7 @@ def test_a_figure_of_the_states_is_downloaded_and_collected(view: Any, page_url:
 
     view.goto(address(page_url, "states"))
     expect(view.get_by_role("heading", name="State norms")).to_be_visible(timeout=WAIT_MS)
-    settled(view)
+    idle(view)
     view.get_by_role("button", name="Download", exact=True).first.click()
     menu = view.get_by_test_id("stPopoverBody")
     starts = {"PNG": b"\x89PNG", "SVG": b"<?xml", "HTML": b"<!doctype html>", "CSV": b"layer,head", "Parquet": b"PAR1"}

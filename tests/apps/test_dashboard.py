@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import DASHBOARD
 
 import ssmlens
 from ssmlens import zoo
 
-DASHBOARD = Path(__file__).parents[2] / "apps" / "dashboard.py"
 TEXT = "the cat sat on the mat"
 LOCAL = {"at": "attention", "model": "local folder", "text": TEXT}
 
