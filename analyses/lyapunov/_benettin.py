@@ -13,32 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ssmlens.analyses.lyapunov._checkpoint import Checkpoint
+from ssmlens.analyses.lyapunov._frames import frame, orthonormalise
 from ssmlens.errors import SsmlensError
 
-__all__ = [
-    "Advance",
-    "Growth",
-    "Interval",
-    "Plan",
-    "Progress",
-    "Pushed",
-    "Stride",
-    "frame",
-    "orthonormal_columns",
-    "orthonormalise",
-    "run",
-]
+__all__ = ["Advance", "Growth", "Interval", "Plan", "Progress", "Pushed", "Stride", "run"]
 
-SMALL_QR = 2**15
-"""Numbers up to which NumPy's QR is the quicker one."""
-
-ROUNDING = 2000
-"""Units in the last place that a tangent may lose on its way through a step and an orthogonalisation."""
+VANISHES = 0.1
+"""Share of the intervals from which on a direction that shrinks below rounding has the exponent -inf: a window of w
+inputs loses each of its directions at least every w + 1 steps. Where it is rarer, the rounding that was left bounds
+that interval's growth from above."""
 
 Advance = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
 """(state, tangents (m, *state), first step, number of steps) to the state and tangents after them."""
@@ -116,64 +103,18 @@ class Growth:
     """What the tangents did.
 
     Args:
-        logs: (intervals, k) natural logs of R_ii of the measured intervals; -inf where a direction vanished.
+        logs: (intervals, k) natural logs of R_ii of the measured intervals; -inf for directions that vanish.
         lengths: (intervals,) steps of each.
         other: (k,) mean log growth per step of the second frame, or None.
+        vanished: (k,) share of the intervals in which a direction shrank below rounding.
         state: where the orbit ended.
     """
 
     logs: Tensor
     lengths: Tensor
     other: Tensor | None
+    vanished: Tensor
     state: Tensor
-
-
-def frame(k: int, state: Tensor, seed: int) -> Tensor:
-    """k orthonormal tangents (k, *state), random."""
-    if k > state.numel():
-        raise SsmlensError(f"k is at most the {state.numel()} dimensions of the state, got {k}")
-    generator = torch.Generator().manual_seed(seed)
-    draw = torch.randn(k, state.numel(), generator=generator, dtype=torch.float64).to(state.device)
-    return orthonormalise(draw)[0].view(k, *state.shape).to(state.dtype)
-
-
-def orthonormalise(tangents: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal tangents (k, n) in float64 of the same span, in order, and the logs (k,) of R_ii.
-
-    A direction that lies in the span of those before it up to rounding has vanished: its log is -inf, and one
-    orthogonal to all others takes its place.
-    """
-    z = tangents.flatten(1).to(torch.float64)
-    eps = torch.finfo(tangents.dtype).eps
-    if z.numel() <= SMALL_QR and z.device.type == "cpu":
-        q, logs = orthonormal_columns(z.numpy().T, eps)
-        return torch.from_numpy(np.ascontiguousarray(q.T)), torch.from_numpy(logs)
-    q, r = torch.linalg.qr(z.T)
-    q = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
-    return q.T.contiguous(), torch.from_numpy(_log_diagonal(r.cpu().numpy(), eps))
-
-
-def orthonormal_columns(z: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """The same in NumPy, on columns (n, k): without torch's cost of a call, for what is small."""
-    q, r = np.linalg.qr(z)
-    return q * np.where(r.diagonal() < 0, -1.0, 1.0), _log_diagonal(r, eps)
-
-
-def _log_diagonal(r: np.ndarray, eps: float) -> np.ndarray:
-    """Logs (k,) of |R_ii|, and -inf where it is only rounding.
-
-    With z_i = sum_j alpha_j z_j + R_ii q_i, rounding of all z leaves about eps (|z_i| + sum_j |alpha_j| |z_j|) in
-    R_ii, and alpha_j = -S_ji R_ii for S the inverse of R: so R_ii is lost where sum_j |S_ji| |z_j| eps is near 1.
-    """
-    diagonal, size = np.abs(r.diagonal()), np.sqrt((r * r).sum(0))
-    floor = np.finfo(np.float64).tiny
-    lost = diagonal <= max(floor, eps * ROUNDING) * size
-    if not lost.all() and len(r) > 1:
-        safe = r + np.diag(np.where(lost, np.where(size > 0, size, 1.0) * eps, 0.0))
-        inverse = np.linalg.inv(safe)
-        lost |= (np.abs(inverse) * size[:, None]).sum(0) * eps * ROUNDING >= 1
-    with np.errstate(divide="ignore"):
-        return np.where(lost, -np.inf, np.log(np.where(lost, 1.0, diagonal)))
 
 
 @dataclass
@@ -186,6 +127,7 @@ class Progress:
         done: intervals behind.
         logs: log growth (k,) of the first frame in each measured interval.
         other: (k,) summed log growth of the second frame.
+        lost: (2, k) measured re-orthonormalisations of each frame at which a direction had vanished.
     """
 
     state: Tensor
@@ -193,16 +135,21 @@ class Progress:
     done: int = 0
     logs: list[Tensor] = field(default_factory=list)
     other: Tensor | None = None
+    lost: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def __post_init__(self) -> None:
+        self.lost = torch.zeros(2, len(self.frames[0]), dtype=torch.float64)
 
     def tensors(self) -> dict[str, Tensor]:
-        kept = {"state": self.state, "done": torch.tensor(self.done)}
+        kept = {"state": self.state, "done": torch.tensor(self.done), "lost": self.lost}
         kept |= {f"frame{i}": x for i, x in enumerate(self.frames)}
         if self.logs:
             kept["logs"] = torch.stack(self.logs)
         return kept | ({} if self.other is None else {"other": self.other})
 
-    def record(self, number: int, logs: Tensor) -> None:
-        """Log growth (k,) of one frame at the end of a measured interval."""
+    def record(self, number: int, logs: Tensor, lost: Tensor) -> None:
+        """Log growth (k,) of one frame at the end of a measured interval, and what vanished in it."""
+        self.lost[number] += lost.cpu()
         if number == 0:
             self.logs.append(logs.cpu())
         elif self.other is not None:
@@ -213,7 +160,7 @@ class Progress:
         self.state, self.done = kept["state"].to(device), int(kept["done"])
         self.frames = [kept[f"frame{i}"].to(device) for i in range(len(self.frames))]
         self.logs = list(kept["logs"]) if "logs" in kept else []
-        self.other = kept.get("other")
+        self.other, self.lost = kept.get("other"), kept["lost"]
 
 
 def run(
@@ -256,9 +203,19 @@ def run(
             saved = time.monotonic()
         if progress is not None:
             progress(stop, plan.discard + plan.steps)
-    lengths = torch.tensor([i.count for i in intervals if i.measured], dtype=torch.float64)
-    other = None if now.other is None else now.other / plan.steps
-    return Growth(torch.stack(now.logs), lengths, other, now.state)
+    return _growth(now, [i for i in intervals if i.measured])
+
+
+def _growth(now: Progress, intervals: Sequence[Interval]) -> Growth:
+    """What was recorded; a direction that vanished again and again has the exponent -inf."""
+    lengths = torch.tensor([i.count for i in intervals], dtype=torch.float64)
+    logs = torch.stack(now.logs)
+    share = now.lost[0] / len(intervals)
+    logs[:, share >= VANISHES] = -torch.inf
+    other = None if now.other is None else now.other / lengths.sum()
+    if other is not None:
+        other[now.lost[1] / sum(i.both for i in intervals) >= VANISHES] = -torch.inf
+    return Growth(logs, lengths, other, share, now.state)
 
 
 class Pushed:
@@ -284,7 +241,7 @@ class Pushed:
                 if not bool(part.isfinite().all()):
                     now.frames[number] = part
                     return
-                q, logs = orthonormalise(part)
+                q, logs, lost = orthonormalise(part)
                 now.frames[number] = q.view_as(part).to(part.dtype)
                 if i.measured:
-                    now.record(number, logs)
+                    now.record(number, logs, lost)

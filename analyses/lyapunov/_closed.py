@@ -130,6 +130,7 @@ def _one(
     error, low, high = bootstrap(block_means(growth.logs, growth.lengths))
     frozen, distinct = _frozen(model, start, temperature, plan)
     row = {"value": exponents[order], "standard_error": error[order], "low": low[order], "high": high[order]}
+    row["vanished"] = growth.vanished[order]
     row |= {"frozen_gates": frozen, "distinct": torch.full((plan.k,), float(distinct), dtype=torch.float64)}
     if growth.other is not None:
         row["other_start"] = growth.other.sort(descending=True).values

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssmlens.analyses._result import Result
-from ssmlens.analyses.lyapunov._benettin import frame, orthonormalise
+from ssmlens.analyses.lyapunov._frames import frame, orthonormalise
 from ssmlens.analyses.lyapunov._spectrum import Inputs, drive
 from ssmlens.analyses.lyapunov._tangent import as_state, pushing
 from ssmlens.errors import SsmlensError
@@ -80,9 +80,9 @@ def covariant_vectors(
             x, moved = push(x, q, at(t))
             if not bool(moved.isfinite().all()):
                 raise SsmlensError(f"the orbit leaves the finite numbers at step {t}")
-            flat, logs = orthonormalise(moved)
+            flat, _, lost = orthonormalise(moved)
             if t >= discard:
-                if not bool(logs.isfinite().all()):
+                if bool(lost.any()):
                     raise SsmlensError(f"a direction vanishes at step {t}: ask for fewer vectors than k = {k}")
                 triangles.append((flat @ moved.flatten(1).double().T).triu().cpu())
             q = flat.view_as(q).to(q.dtype)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmlens.analyses.lyapunov._benettin import Interval, Progress, orthonormal_columns
+from ssmlens.analyses.lyapunov._benettin import Interval, Progress
+from ssmlens.analyses.lyapunov._frames import orthonormal_columns
 
 __all__ = ["SMALL", "Jacobians", "Matrices", "jacobians"]
 
@@ -68,9 +69,9 @@ class Matrices:
             for number in range(len(frames) if i.both else 1):
                 if not np.isfinite(frames[number]).all():
                     break
-                frames[number], logs = orthonormal_columns(frames[number], eps)
+                frames[number], logs, lost = orthonormal_columns(frames[number], eps)
                 if i.measured:
-                    now.record(number, torch.from_numpy(logs))
+                    now.record(number, torch.from_numpy(logs), torch.from_numpy(lost))
         now.frames = [torch.from_numpy(np.ascontiguousarray(z.T)).view_as(x).to(x) for z, x in zip(frames, now.frames)]
 
     def ahead(self, state: Tensor, first: int, stop: int) -> tuple[Tensor, np.ndarray]:

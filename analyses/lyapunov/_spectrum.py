@@ -52,7 +52,7 @@ def spectrum(
 
     Matrix-free: k tangents are pushed through the map's forward derivative and re-orthonormalised by QR (Benettin et
     al. 1980), so a state of n numbers costs k n, never n^2. -inf stands for a direction that the map removes (a shift
-    register, a superstable point): one that shrinks below rounding between two re-orthonormalisations.
+    register, a superstable point): one that is exactly 0, or below rounding at a tenth of the re-orthonormalisations.
 
     Args:
         map: ``x -> x``, or ``(x, u) -> x`` when driven; x has the shape of ``state``, which may be any.
@@ -63,7 +63,8 @@ def spectrum(
             step's number.
         discard: steps before the measurement; by default a tenth of ``steps`` but at most 1000, or what ``inputs``
             has to spare.
-        every: steps between two re-orthonormalisations.
+        every: steps between two re-orthonormalisations; shift registers in series are only seen to vanish if it is
+            not much shorter than all of them together.
         dt: time of one step; exponents are per unit of time.
         window: also exponents of stretches of this many steps: the value is then (window, exponent), and the whole
             orbit's exponents the column ``mean``.
@@ -76,7 +77,9 @@ def spectrum(
 
     Returns:
         Value (exponent,) in nats per unit of time, with ``standard_error``, ``low`` and ``high`` (95 %, bootstrap of
-        20 blocks of time), and the control ``other_start``. ``settings["sum"]`` is the sum of the exponents.
+        20 blocks of time), ``vanished``: the share of re-orthonormalisations at which the direction was below
+        rounding (the value is then an upper bound), and the control ``other_start``. ``settings["sum"]`` is the sum
+        of the exponents.
 
     Raises:
         SsmlensError: for a map of another shape than its state, too few inputs, or an orbit that diverges.

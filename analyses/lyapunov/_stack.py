@@ -77,6 +77,11 @@ def stack(
     settings = {"study": "stack", **model.settings(), "ids": digest(model.ids)}
     load_forward_mode()
     growth = benettin.run(benettin.Pushed(_advance(model)), model.like.flatten()[0], plan, settings, resume, progress)
+    # Windows hold nothing but the text: as many exponents are -inf as they have entries, whatever rounding shows.
+    remembered = model.settings()["state_entries"]["h"]
+    growth.logs[:, remembered:] = -torch.inf
+    if growth.other is not None:
+        growth.other[remembered:] = -torch.inf
     frozen = FrozenGates()
     with torch.no_grad():
         ids = model.ids[:, : discard + steps]

@@ -80,7 +80,7 @@ def describe(
     mean = growth.logs.sum(0) / total / dt
     order = mean.argsort(descending=True, stable=True)
     error, low, high = (x[order] for x in bootstrap(block_means(growth.logs, growth.lengths) / dt))
-    columns = {"standard_error": error, "low": low, "high": high}
+    columns = {"standard_error": error, "low": low, "high": high, "vanished": growth.vanished[order]}
     extra = dict(control or {})
     if growth.other is not None:
         extra["other_start"] = (growth.other / dt).sort(descending=True).values
