@@ -46,6 +46,7 @@ __all__ = [
     "opened",
     "pair",
     "read",
+    "state_course",
     "state_norms",
     "verify_table",
     "without",
@@ -196,6 +197,15 @@ def without(key: Key, position: int, token: int, _lens: ssmlens.Lens) -> float |
         return None
     likely = predictions(_lens.trace(ids, layers=[]), most=_lens.vocab_size)
     return next(each.probability for each in likely if each.id == token)
+
+
+@st.cache_data(max_entries=MAX_MAPS, show_spinner=False)
+def state_course(key: Key, layer: int, head: int | None, _trace: ssmlens.Trace) -> pd.DataFrame:
+    """One line per token for the state of one head, or of all heads together when ``head`` is None."""
+    if head is None:
+        return memory.state_norm(_trace[layer], reduce="pooled").table()
+    table = memory.state_norm(_trace[layer]).table()
+    return table[table["head"] == head].reset_index(drop=True)
 
 
 def verify_table(trace: ssmlens.Trace) -> pd.DataFrame:

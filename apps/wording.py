@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "ATTRIBUTION",
+    "COURSE",
     "ERROR",
     "FOLLOW",
     "HALF_LIFE",
@@ -136,6 +137,17 @@ HALF_LIFE = Explanation(
     does_not=(
         "It says how long something is kept, not what was written or whether it is ever read. A text with other "
         "tokens gives other half-lives, because the decay depends on the input."
+    ),
+)
+
+COURSE = Explanation(
+    means=(
+        "What each token does to the state: how much of the state before it survives its decay, how much it writes, "
+        "and how large the state is afterwards. A dip of what is kept is a token that makes the model forget."
+    ),
+    does_not=(
+        "Sizes say nothing about content: what is written may point along what is there or against it, and a small "
+        "write may matter most. All heads together hides heads that forget behind heads that keep."
     ),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,16 @@ import plotly.graph_objects as go
 
 from . import palette
 from .caption import Caption
-from .labels import label, visible
+from .labels import label, positions, visible
 from .pages import _blocks, _finish, _scale, _token_axis
-from .readings import COLOURS, lens_matrix, pair_note, pair_title
+from .readings import COLOURS, COURSE, lens_matrix, pair_note, pair_title
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ssmlens.attribution import PairPath
 
-__all__ = ["lens_map", "lens_path", "pair_path"]
+__all__ = ["lens_map", "lens_path", "pair_path", "state_course"]
 
 _FEW = 40
 
@@ -114,3 +115,32 @@ def pair_path(path: PairPath, caption: Caption | None = None) -> go.Figure:
     figure.update_xaxes(title="left of the source's state at the target (slowest state of the head)")
     figure.update_yaxes(title="M[t, s]", zeroline=True)
     return _finish(figure, pair_title(path, caption), pair_note(path, caption), 340)
+
+
+def state_course(
+    table: pd.DataFrame, tokens: Sequence[str], caption: Caption | None = None, *, target: int | None = None
+) -> go.Figure:
+    """Norms of one state over time: what each token left of it, what it wrote, and what came of both.
+
+    Arguments and errors as for `ssmlens.plotting.readings.state_course`; ``target`` marks one token.
+    """
+    caption = caption or Caption()
+    names = positions(tokens, len(table))
+    figure = go.Figure()
+    for (column, words), colour in zip(COURSE.items(), palette.layer_colours(len(COURSE))):
+        figure.add_trace(
+            go.Scatter(
+                x=np.arange(len(names)),
+                y=table[column],
+                name=words,
+                mode="lines" if len(names) > 1 else "markers",
+                line={"color": colour, "width": 2},
+                customdata=_blocks(names, 1),
+                hovertemplate=f"%{{customdata}}<br>{words}: %{{y:.4g}}<extra></extra>",
+            )
+        )
+    if target is not None:
+        figure.add_vline(target, line={"width": 1, "color": palette.MUTED, "dash": "dot"})
+    figure.update_xaxes(**_token_axis(names, 1), title="token")
+    figure.update_yaxes(title="Frobenius norm", rangemode="tozero")
+    return _finish(figure, caption.title("State, token by token"), caption.note(), 360)

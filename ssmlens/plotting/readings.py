@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,17 +12,34 @@ from matplotlib.figure import Figure
 from . import palette
 from .caption import Caption
 from .figures import _figure, _finish, _token_axis
-from .labels import drawable, label, visible
+from .labels import drawable, label, positions, visible
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ssmlens.attribution import PairPath
 
-__all__ = ["COLOURS", "lens_map", "lens_matrix", "lens_path", "pair_note", "pair_path", "pair_title"]
+__all__ = [
+    "COLOURS",
+    "COURSE",
+    "lens_map",
+    "lens_matrix",
+    "lens_path",
+    "pair_note",
+    "pair_path",
+    "pair_title",
+    "state_course",
+]
 
 COLOURS = {"probability": "probability of the top token", "kl": "KL to the final prediction (nats)"}
 """What `lens_map` can colour by, in words."""
+
+COURSE = {
+    "state_norm": "state after the token",
+    "kept_norm": "kept of the state before",
+    "write_norm": "written by the token",
+}
+"""What `state_course` draws, by the column of its table."""
 
 _SMALL = 8.0
 _FEW = 32
@@ -115,6 +133,29 @@ def pair_note(path: PairPath, caption: Caption) -> str:
         f"{100 * path.conv_share:.3g} % of it through later taps of the convolution",
         f"sum of all contributions misses the output by {path.error:.1e}",
     )
+
+
+def state_course(table: pd.DataFrame, tokens: Sequence[str], caption: Caption | None = None) -> Figure:
+    """Norms of one state over time: what each token left of it, what it wrote, and what came of both.
+
+    Args:
+        table: one line per token with state_norm, kept_norm and write_norm, see `ssmlens.analyses.memory.state_norm`.
+        tokens: one text per line.
+        caption: model, layer, head and error.
+
+    Raises:
+        ValueError: when the tokens do not fit the table.
+    """
+    caption = caption or Caption()
+    names = positions(tokens, len(table))
+    figure, axes = _figure(9.0, 3.8)
+    for (column, words), colour in zip(COURSE.items(), palette.layer_colours(len(COURSE))):
+        axes.plot(range(len(names)), table[column], color=colour, linewidth=1.4, label=words)
+    _token_axis(axes, names, 1, "x", "token")
+    axes.set_ylabel("Frobenius norm", fontsize=_SMALL)
+    axes.tick_params(axis="y", labelsize=_SMALL)
+    axes.legend(fontsize=_SMALL, frameon=False)
+    return _finish(figure, axes, caption.title("State, token by token"), caption.note())
 
 
 def lens_matrix(table: pd.DataFrame, colour: str) -> tuple[Any, list[list[Any]], list[str], list[int]]:

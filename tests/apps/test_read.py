@@ -153,13 +153,27 @@ def test_attribution_is_refused_with_the_reason(page: Callable[..., Any], monkey
     assert app.info[0].value == "This page cannot show two because its layers 1 are of another kind."
 
 
-def test_states_draws_both_panels_and_their_tables(page: Callable[..., Any]) -> None:
+def test_states_draws_its_panels_and_their_tables(page: Callable[..., Any]) -> None:
     app = page(at="states", **TINY).run()
     assert messages(app) == []
-    assert [x.value for x in app.subheader] == ["Half-lives", "State norms"]
+    assert [x.value for x in app.subheader] == ["Token by token", "Half-lives", "State norms"]
     app.toggle(key="half_lives_table").set_value(True).run()
     assert list(app.dataframe[0].value.columns) == ["layer", "head", "half_life"]
     assert len(app.dataframe[0].value) == 3 * 8
+
+
+def test_the_course_of_a_state_by_layer_and_head(page: Callable[..., Any], calls: list[str]) -> None:
+    app = page(at="states", **TINY).run()
+    app.toggle(key="course_table").set_value(True).run()
+    assert "head" not in app.dataframe[0].value.columns
+    app.button_group(key="of").set_value("head").run()
+    app.number_input(key="head").set_value(3).run()
+    assert messages(app) == []
+    table = app.dataframe[0].value
+    assert list(table["text"]) == list(TEXT)
+    assert set(table["head"]) == {3}
+    assert set(table["layer"]) == {1}
+    assert calls == ["trace"]
 
 
 def test_figures_are_collected_once(page: Callable[..., Any]) -> None:

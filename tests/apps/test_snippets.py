@@ -13,7 +13,10 @@ from ssmlens.apps.frame.snippets import text_of
 
 TINY = {"model": "local folder", "text": "the cat sat on the mat"}
 # Choices that a page needs before it shows all its figures.
-CHOICES = {"attention": {"target": "9 “a”", "source": "4 “c”", "view": "head", "head": "2"}}
+CHOICES = {
+    "states": {"of": "head", "head": "2"},
+    "attention": {"target": "9 “a”", "source": "4 “c”", "view": "head", "head": "2"},
+}
 PATHS = [page.path for listed in pages.groups().values() for page in listed]
 
 

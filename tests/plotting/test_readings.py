@@ -9,6 +9,7 @@ import pytest
 from tiny import tiny_mamba2
 
 import ssmlens
+from ssmlens.analyses import memory
 from ssmlens.attribution import pair_path
 from ssmlens.interventions import logit_lens
 from ssmlens.plotting import Caption, reading_pages, readings
@@ -55,3 +56,15 @@ def test_pair_has_one_dot_per_head_and_says_its_numbers(trace: ssmlens.Trace) ->
     for words in (page.layout.meta["note"], figure.get_label()):
         assert f"contribution of length {path.norm:.3g}" in words
         assert "reconstruction error" in words
+
+
+def test_state_course_draws_the_columns_of_its_table(trace: ssmlens.Trace) -> None:
+    table = memory.state_norm(trace[1], reduce="pooled").table()
+    tokens = [str(i) for i in range(8)]
+    page = reading_pages.state_course(table, tokens, Caption.of(trace, 1), target=3)
+    figure = readings.state_course(table, tokens, Caption.of(trace, 1))
+    for k, column in enumerate(readings.COURSE):
+        assert np.array_equal(page.data[k].y, table[column])
+        assert np.array_equal(figure.axes[0].lines[k].get_ydata(), table[column])
+    with pytest.raises(ValueError, match="3 tokens for 8"):
+        readings.state_course(table, tokens[:3])
