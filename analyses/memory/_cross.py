@@ -60,8 +60,8 @@ def cross_layer_fidelity(
         Result with axes (layer, reader), NaN unless the reader is later; for two sets of features a single number.
         The value is the held-out R2 between ``low`` and ``high``: 1 where an invertible map leads from one to the
         other, r / d where r of d equal components are left. ``cka`` is the debiased linear CKA of the held-out
-        tokens. For a trace, ``net_ratio`` is the net fidelity of the reader over that of the layer, mean over the
-        lags where the layer's is above 0.02. Controls: ``chance``, the layer's components in random order, and for a
+        tokens. For a trace, ``net_ratio`` is the net fidelity of the reader over that of the layer, both as means over
+        the lags; NaN where the layer's is below 0.02. Controls: ``chance``, the layer's components in random order, and for a
         trace ``residual``, the R2 from the residual stream that enters the reader.
 
     Raises:
@@ -99,6 +99,10 @@ def cross_layer_fidelity(
         assumes=(LINEAR_PROBE, BYPASS, TEACHER_FORCED),
         checked_by=PROJECTION,
     )
+
+
+LEAST = 0.02
+"""Net fidelity below which a layer holds nothing that a ratio could be about."""
 
 
 class _Reader:
@@ -153,8 +157,8 @@ class _Reader:
 
 
 def _ratio(reader: list[float], layer: list[float]) -> float:
-    known = [a / b for a, b in zip(reader, layer) if b > 0.02]
-    return sum(known) / len(known) if known else float("nan")
+    """Of the sums over the lags: a mean of ratios would be decided by the lag with the smallest denominator."""
+    return sum(reader) / sum(layer) if sum(layer) > LEAST * len(layer) else float("nan")
 
 
 def _pair(wanted: Any, features: Any, rank: int, held_out: float, repeats: int, confidence: float, seed: int) -> Result:

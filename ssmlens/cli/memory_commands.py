@@ -137,6 +137,7 @@ global: share of heads of which 1 % or more is left of a write over the training
 
 for command in (
     memory_probes.fidelity,
+    memory_probes.transport,
     memory_probes.cross,
     memory_probes.age,
     memory_network.remembrance,

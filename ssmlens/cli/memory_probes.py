@@ -1,4 +1,4 @@
-"""``ssmlens memory fidelity``, ``cross`` and ``age``: what a probe still reads of the past in a model's states."""
+"""``ssmlens memory fidelity``, ``transport``, ``cross`` and ``age``: what is still there of the past in the states."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from ssmlens.cli.memory_shared import (
     read,
     sentences,
 )
+from ssmlens.errors import SsmlensError
 
-__all__ = ["age", "cross", "fidelity"]
+__all__ = ["age", "cross", "fidelity", "transport"]
 
 
 def fidelity(
@@ -172,3 +173,48 @@ _AGE = {
 _AGE_LEGEND = """\
 predicted: share of the state's energy that a write of this age makes up, by its decay; best head: where it is largest
 read: share of the weight in its row of the implicit attention; rank corr.: Spearman's, of predicted and measured"""
+
+
+def transport(
+    model: o.Model = o.DEFAULT_MODEL,
+    text: o.Text = None,
+    file: o.File = None,
+    ids: o.Ids = None,
+    lags: Lags = None,
+    reads: Annotated[int, typer.Option(help="Tokens, evenly spaced, at which the state is looked at.")] = 64,
+    seed: Seed = 0,
+    out: Out = None,
+    dtype: o.Dtype = "float32",
+    device: o.Device = "cpu",
+    json: o.Json = False,
+) -> None:
+    """How much of a write is left k tokens later, and how it stands out in the state: exact, without a probe."""
+    from ssmlens.analyses import memory as study
+
+    check_out(out)
+    if reads < 1:
+        raise SsmlensError(f"--reads is at least 1, got {reads}")
+    steps = numbers(lags, "--lags")
+    with sentences():
+        found = o.open_lens(model, dtype, device).trace(o.prompt(model, text, file, ids)).check()
+        result = study.transport(found, steps, reads=reads, seed=seed)
+    columns = {"survival": result.value, "stands out": result.columns["addressability"], **result.control}
+    rows = [
+        {"layer": layer, "lag": lag, **{k: float(x[i, :, :, j].nanmean()) for k, x in columns.items()}}
+        for i, layer in enumerate(result.coords["layer"])
+        for j, lag in enumerate(result.coords["lag"])
+    ]
+    about = {"model": found.settings["model"], "sequences": 1, "tokens": found.ids.shape[1], "origin": "of the text"}
+    emit(result, about, out, json, "transport", _TRANSPORT, _TRANSPORT_LEGEND, rows=rows)
+
+
+_TRANSPORT = {
+    "layer": "layer",
+    "lag": "back",
+    "survival": "survival",
+    "stands out": "stands out",
+    "absent": "absent",
+}
+_TRANSPORT_LEGEND = """\
+means over heads; survival: share of the write's norm that its decay left; stands out: cosine of what is left with the
+state; absent: the same for the write of a token that is still to come, which is what counts for nothing"""

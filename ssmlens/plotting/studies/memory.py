@@ -21,6 +21,7 @@ __all__ = [
     "remembrance",
     "stream",
     "timescale_spectrum",
+    "transport",
 ]
 
 _SMALL = 8.0
@@ -132,6 +133,31 @@ def answers_by_age(found: Any) -> Figure:
     _axes(axes, "tokens since it was told", "share")
     axes.legend(fontsize=_SMALL - 1, frameon=False)
     return _finish(figure, axes, _title(found, "Answers by age"), _note(found))
+
+
+def transport(found: Any) -> Figure:
+    """Survival of a write by layer, and how it stands out beside a write that is not there; means over heads.
+
+    Args:
+        found: a result of `memory.transport`.
+    """
+    figure, (first, second) = _panels(2, 9.6, 4.2)
+    lags = np.asarray(found.coords["lag"], dtype=float)
+
+    def mean(x: Any, i: Any) -> Any:
+        return x[i].nanmean(dim=(0, 1)).numpy()
+
+    for (words, colour), i in _layers(found):
+        first.plot(lags, mean(found.value, i), color=colour, linewidth=1.5, marker="o", markersize=2.5, label=words)
+        second.plot(lags, mean(found.columns["addressability"], i), color=colour, linewidth=1.5)
+        second.plot(lags, mean(found.control["absent"], i), color=colour, linewidth=1.0, linestyle=":")
+    for axes, words in ((first, "survival"), (second, "cosine with the state")):
+        _steps_back(axes, words, lags)
+    second.annotate(
+        "dotted: writes still to come", (0.97, 0.95), xycoords="axes fraction", ha="right", va="top", fontsize=_SMALL
+    )
+    first.legend(fontsize=_SMALL - 1, frameon=False, ncols=2)
+    return _finish(figure, first, _title(found, "Transport of single writes"), "means over heads")
 
 
 def timescale_spectrum(found: Any) -> Figure:

@@ -80,6 +80,7 @@ def test_an_interrupted_fidelity_goes_on(run: Call, tmp_path: Path) -> None:
     ("command", "columns"),
     [
         (("spectrum",), {"layer", "slowest", "global"}),
+        (("transport", "--lags", "0,1,8", "--reads", "8"), {"layer", "lag", "survival", "absent"}),
         (("cross", "--rank", "8"), {"layer", "reader", "residual", "cka"}),
         (("age", "--lags", "0,1,2,4", "--rank", "8"), {"lag", "predicted", "read"}),
         (("remembrance", "--length", "40", "--kept", "1,8,40"), {"kept", "mean", "low"}),
@@ -146,6 +147,7 @@ def test_newlines(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
         (("fidelity", "--length", "9999"), "fewer than a --length"),
         (("fidelity", "--out", "a.txt"), "choose a name that ends in"),
         (("remembrance", "--kept", "0"), "lie between 1 and"),
+        (("transport", "--reads", "0"), "--reads is at least 1"),
         (("influence", "--probes", "0"), "--probes is at least 1"),
         (("stream", "--bucket", "0"), "above 0"),
         (("stream", "--newlines", "1"), "at least 2"),
