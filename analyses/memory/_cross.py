@@ -61,8 +61,8 @@ def cross_layer_fidelity(
         The value is the held-out R2 between ``low`` and ``high``: 1 where an invertible map leads from one to the
         other, r / d where r of d equal components are left. ``cka`` is the debiased linear CKA of the held-out
         tokens. For a trace, ``net_ratio`` is the net fidelity of the reader over that of the layer, both as means over
-        the lags; NaN where the layer's is below 0.02. Controls: ``chance``, the layer's components in random order, and for a
-        trace ``residual``, the R2 from the residual stream that enters the reader.
+        the lags; NaN where the layer's is below 0.02. Controls: ``chance``, the layer's components in random order,
+        and for a trace ``residual``, the R2 from the residual stream that enters the reader.
 
     Raises:
         ValueError: for shapes that do not fit, fewer than two layers, or too few tokens.
