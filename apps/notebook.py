@@ -59,7 +59,7 @@ def _widget() -> type:
 
     files = parts("heatmap")
 
-    class AttentionMap(anywidget.AnyWidget):  # type: ignore[misc]
+    class AttentionMap(anywidget.AnyWidget):
         """A map in a notebook."""
 
         _esm = files["js"]

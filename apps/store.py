@@ -59,7 +59,7 @@ MAX_SUMMARIES = 16
 MAX_LENS_READINGS = 4
 MAX_ATTRIBUTIONS = 64
 
-LENSES = {"logit lens": logit_lens, "tuned lens": tuned_lens}
+LENSES: dict[str, Callable[[ssmlens.Trace], LensReading]] = {"logit lens": logit_lens, "tuned lens": tuned_lens}
 
 Key = tuple[str, tuple[int, ...]]
 

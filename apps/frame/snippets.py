@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
 
 from ssmlens import zoo
-
-if TYPE_CHECKING:
-    from ssmlens.apps.store import Opened, Reading
+from ssmlens.apps.store import Opened, Reading
 
 __all__ = ["opening", "snippet", "text_of"]
 
@@ -41,14 +38,14 @@ def snippet(about: Reading | Opened, body: str, imports: tuple[str, ...] = ()) -
         body: what follows; leaves the figure in ``figure``, or the numbers in ``table`` where there is no figure.
         imports: import lines that the body needs, besides ``import ssmlens``.
     """
-    opened = getattr(about, "opened", about)
-    lines = [opening(opened)]
     named = set(imports)
-    if opened is not about:
+    if isinstance(about, Opened):
+        lines = [opening(about)]
+    else:
         text = text_of(about)
-        lines += [f"text = {text}"]
+        lines = [opening(about.opened), f"text = {text}"]
         if "trace" in body:
-            lines += ["trace = lens.trace(text)"]
+            lines.append("trace = lens.trace(text)")
         if text.startswith("zoo."):
             named.add("from ssmlens import zoo")
     head = "\n".join(["import ssmlens", *sorted(named)])

@@ -71,7 +71,7 @@ def _explained(
 ) -> tuple[int | str | None, str]:
     """The token whose logit is explained: what the library is asked for, and its text."""
     likely = store.candidates(reading.key, position, reading.trace, reading.lens)
-    names = {}
+    names: dict[str, int] = {}
     for each in likely:
         names.setdefault(each.text, each.id)
     chosen = place.selectbox(

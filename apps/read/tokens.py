@@ -96,7 +96,7 @@ def _map(reading: store.Reading, name: str, table: pd.DataFrame, colour: str, ta
 
         return readings.lens_map(table, caption, colour=colour, name=title)
 
-    call = store.LENSES[name].__name__
+    call = name.replace(" ", "_")
     return Shown(
         name="lens_map",
         title=caption.title(title),
@@ -133,7 +133,7 @@ def _follow(reading: store.Reading, name: str, target: int) -> Shown:
 
         return readings.lens_path(table, caption, name=title)
 
-    call = store.LENSES[name].__name__
+    call = name.replace(" ", "_")
     return Shown(
         name="follow",
         title=caption.title(title),
