@@ -26,8 +26,8 @@ RESAMPLES = 1000
 
 def greedy(
     lens: Lens, prompt: Any, kind: str = "block", steps: int | None = None, *, layers: Iterable[int] | None = None,
-    group: int | None = None, orders: int = 3, seed: int = 0, resume: str | Path | None = None,
-    progress: Progress | None = None,
+    group: int | None = None, targets: Sequence[int] | None = None, orders: int = 3, seed: int = 0,
+    resume: str | Path | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """Take out the part that is missed least, again and again (Mamba-Shedder, Munoz et al. 2025).
 
@@ -36,7 +36,7 @@ def greedy(
     Args:
         lens: a model whose layers all are mixers.
         prompt: whatever `Lens.trace` takes.
-        kind, layers, group: which parts, see `removal`.
+        kind, layers, group, targets: which parts and which losses, see `removal`.
         steps: how many to take out; half of them by default.
         orders: random orders of the control.
         seed: of the random orders, the bootstrap and the permutations.
@@ -57,7 +57,7 @@ def greedy(
         LayerError: for a layer that does not exist.
         UnsupportedModelError: when a layer is no mixer.
     """
-    units, text = units_of(lens, kind, layers, group), Text.of(lens, prompt)
+    units, text = units_of(lens, kind, layers, group), Text.of(lens, prompt, targets)
     steps = max(1, len(units) // 2) if steps is None else steps
     if not 1 <= steps <= len(units) or len(units) < 2 or orders < 0:
         raise SsmlensError(f"steps is from 1 to the {len(units)} parts there are, of at least two, got {steps}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ __all__ = ["described", "fingerprint", "removal"]
 
 def removal(
     lens: Lens, prompt: Any, kind: str = "block", *, layers: Iterable[int] | None = None, group: int | None = None,
-    control: bool = True, resume: str | Path | None = None, progress: Progress | None = None,
+    targets: Sequence[int] | None = None, control: bool = True, resume: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """Change of the loss when one part at a time is taken out, split by position and by recall.
 
@@ -31,6 +32,8 @@ def removal(
         kind: "block", "ssm" or "head", see `KINDS`.
         layers: where; everywhere by default.
         group: neighbouring heads that are taken out together, see `units_of`.
+        targets: positions of the tokens whose loss counts, negative ones from a row's end; all by default. A model
+            that was trained on some targets alone has no meaningful loss on the others.
         control: also replace each part by its mean over the text.
         resume: file that keeps each part that is done; a run with the same settings goes on there.
         progress: called with the parts done and the parts there are.
@@ -47,7 +50,7 @@ def removal(
         LayerError: for a layer that does not exist.
         UnsupportedModelError: when a layer is no mixer.
     """
-    units, text = units_of(lens, kind, layers, group), Text.of(lens, prompt)
+    units, text = units_of(lens, kind, layers, group), Text.of(lens, prompt, targets)
     model = Model(lens, text)
     about = {"part": kind, "group": group, "control": control, **fingerprint(text)}
     ledger = Ledger(resume, {**text.settings, **about})
@@ -91,7 +94,8 @@ def described(units: Iterable[Unit]) -> dict[str, Tensor]:
 def fingerprint(text: Text) -> dict[str, Any]:
     """What tells one text from another."""
     digest = hashlib.sha256(text.ids.numpy().tobytes() + text.lengths.numpy().tobytes()).hexdigest()[:16]
-    return {"tokens": digest, "targets": text.count, "rows": len(text.lengths)}
+    at = "all" if text.targets is None else list(text.targets)
+    return {"tokens": digest, "targets": text.count, "target_positions": at, "rows": len(text.lengths)}
 
 
 def _one(model: Model, unit: Unit, base: Tensor, control: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,30 +34,44 @@ class Text:
         ids: (b, t) padded on the right.
         lengths: (b,) real tokens.
         settings: where it was traced.
+        targets: positions of the tokens whose loss counts, negative ones from a row's end; None for all.
     """
 
     ids: Tensor
     lengths: Tensor
     settings: dict[str, Any]
+    targets: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, lens: Lens, prompt: Any) -> Text:
+    def of(cls, lens: Lens, prompt: Any, targets: Sequence[int] | None = None) -> Text:
         """The prompt's tokens.
 
         Raises:
-            PromptError: when the prompt cannot be used, or no row has a next token to predict.
+            PromptError: when the prompt cannot be used, no row has a next token to predict, or none is left.
         """
         trace = lens.trace(prompt)
         trace.check()
         if int(trace.lengths.max()) < 2:
             raise PromptError("a loss needs a next token: give a text of at least two")
         settings = {**trace.settings, "reconstruction_error": dict(trace.reconstruction_error)}
-        return cls(trace.ids, trace.lengths, settings)
+        text = cls(trace.ids, trace.lengths, settings, None if targets is None else tuple(int(t) for t in targets))
+        if targets is not None and not text.count:
+            raise PromptError(
+                f"no row has a token to predict at {list(targets)}: give positions from 1 on, or negative"
+            )
+        return text
 
     @cached_property
     def real(self) -> Tensor:
-        """(b, t - 1) True where both the token and the next one are real."""
-        return torch.arange(1, self.ids.shape[1]) < self.lengths[:, None]
+        """(b, t - 1) True where both the token and the next one are real, and the next one's loss counts."""
+        at = torch.arange(1, self.ids.shape[1])
+        real = at < self.lengths[:, None]
+        if self.targets is None:
+            return real
+        chosen = torch.zeros_like(real)
+        for t in self.targets:
+            chosen |= at == (t if t >= 0 else self.lengths[:, None] + t)
+        return real & chosen
 
     @cached_property
     def count(self) -> int:

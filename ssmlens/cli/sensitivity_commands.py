@@ -21,6 +21,9 @@ app = typer.Typer(help="What a model can do without, the outliers of its tensors
 
 Part = Annotated[str, typer.Option(help="What is taken out: block, ssm or head.")]
 Group = Annotated[int | None, typer.Option(help="Neighbouring heads that go together; by default one, or 1/16.")]
+Targets = Annotated[
+    str | None, typer.Option(metavar="T,T,...", help="Positions whose loss counts, such as -1; all by default.")
+]
 Layers = Annotated[str | None, typer.Option(metavar="0,4-7", help="Layers that take part; all by default.")]
 
 
@@ -34,6 +37,7 @@ def sensitivity(
     part: Part = "block",
     group: Group = None,
     layers: Layers = None,
+    targets: Targets = None,
     control: Annotated[bool, typer.Option(help="Also replace each part by its mean over the text.")] = True,
     resume: studies.Resume = None,
     out: studies.Out = None,
@@ -50,7 +54,7 @@ def sensitivity(
     lens, prompt = _open(out, model, text, file, ids, dtype, device)
     where = studies.layers(layers, len(lens.layers))
     with studies.step(json, "parts taken out") as step:
-        result = study.removal(lens, prompt, part, layers=where, group=group, control=control,
+        result = study.removal(lens, prompt, part, layers=where, group=group, targets=studies.positions(targets), control=control,
                                resume=resume, progress=step)  # fmt: skip
     frame = result.table()
     rows = []
@@ -78,6 +82,7 @@ def greedy(
     steps: Annotated[int | None, typer.Option(help="How many to take out; half of them by default.")] = None,
     group: Group = None,
     layers: Layers = None,
+    targets: Targets = None,
     orders: Annotated[int, typer.Option(help="Random orders of the control.")] = 3,
     resume: studies.Resume = None,
     out: studies.Out = None,
@@ -91,7 +96,7 @@ def greedy(
     lens, prompt = _open(out, model, text, file, ids, dtype, device)
     where = studies.layers(layers, len(lens.layers))
     with studies.step(json, "parts taken out") as step:
-        result = study.greedy(lens, prompt, part, steps, layers=where, group=group, orders=orders,
+        result = study.greedy(lens, prompt, part, steps, layers=where, group=group, targets=studies.positions(targets), orders=orders,
                               resume=resume, progress=step)  # fmt: skip
     order = ["-", *result.settings["order"]]
     columns = {"loss": "loss", "low": "low", "high": "high", "single_order": "by single", "random_order": "random"}

@@ -17,7 +17,19 @@ from ssmlens.errors import SsmlensError
 if TYPE_CHECKING:
     from ssmlens.analyses._result import Result
 
-__all__ = ["FIGURES", "TABLES", "Out", "Resume", "layers", "numbers", "refuse_early", "report", "save", "step"]
+__all__ = [
+    "FIGURES",
+    "TABLES",
+    "Out",
+    "Resume",
+    "layers",
+    "numbers",
+    "positions",
+    "refuse_early",
+    "report",
+    "save",
+    "step",
+]
 
 FIGURES = (".png", ".svg", ".pdf")
 TABLES = (".csv", ".json", ".parquet", ".safetensors")
@@ -59,6 +71,16 @@ def numbers(text: str, option: str) -> list[float]:
     if not found:
         raise SsmlensError(f"{option} takes numbers separated by commas, got none")
     return found
+
+
+def positions(text: str | None) -> list[int] | None:
+    """Token positions separated by commas; None for all."""
+    if text is None:
+        return None
+    found = numbers(text, "--targets")
+    if any(x != int(x) for x in found):
+        raise SsmlensError(f"--targets takes whole numbers separated by commas, got {text!r}")
+    return [int(x) for x in found]
 
 
 def layers(text: str | None, count: int) -> list[int] | None:
