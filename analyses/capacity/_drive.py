@@ -31,6 +31,7 @@ def drive(
     component: int = 0,
     law: str = "uniform",
     frozen: bool = False,
+    warmup: int = 1024,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """States that independent random inputs leave in a layer, for `memory_capacity` and its kin.
@@ -47,6 +48,7 @@ def drive(
         component: which principal component of the embeddings, from 0.
         law: one of `LAWS`.
         frozen: hold dt, B and C of this layer at their means over time: its state is then linear in its values.
+        warmup: steps before those that are returned, so that slow heads have settled.
         seed: of inputs and directions.
 
     Returns:
@@ -58,14 +60,14 @@ def drive(
     """
     if law not in LAWS:
         raise ValueError(f"unknown law {law!r}: choose one of {', '.join(LAWS)}")
-    if samples < 2 or features < 1:
-        raise ValueError(f"samples is at least 2 and features 1, got {samples} and {features}")
+    if samples < 2 or features < 1 or warmup < 0:
+        raise ValueError(f"samples is at least 2, features 1, warmup 0: got {samples}, {features} and {warmup}")
     chosen = lens._choose(None if layer is None else [layer])[-1]
     generator = torch.Generator().manual_seed(seed)
     if law == "uniform":
-        inputs = torch.rand(samples, generator=generator, dtype=torch.float64) * 2 - 1
+        inputs = torch.rand(warmup + samples, generator=generator, dtype=torch.float64) * 2 - 1
     else:
-        inputs = torch.randn(samples, generator=generator, dtype=torch.float64)
+        inputs = torch.randn(warmup + samples, generator=generator, dtype=torch.float64)
     vectors = _vectors(lens, inputs / inputs.std(), component)
     found: list[Tensor] = []
 
@@ -87,7 +89,7 @@ def drive(
         finally:
             for module, training in modes.items():
                 module.training = training
-    return found[0], inputs
+    return found[0][warmup:], inputs[warmup:]
 
 
 def _vectors(lens: Lens, u: Tensor, component: int) -> Tensor:

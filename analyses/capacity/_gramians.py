@@ -38,12 +38,12 @@ class _Terms:
 
     @classmethod
     def of(cls, rec: Recurrence, heads: slice) -> _Terms:
-        part = Recurrence(rec.inputs.select_heads(heads), lengths=rec.lengths)
+        part = Recurrence(rec.inputs.select_heads(heads).cast(torch.float64), lengths=rec.lengths)
         real = part.real[:, :, None, None]
 
         def rows(x: Tensor | None) -> Tensor | None:
             # Padding neither decays nor writes nor reads, whatever stands there.
-            return None if x is None else x.double().where(real, 0.0).transpose(1, 2).flatten(0, 1)
+            return None if x is None else x.where(real, 0.0).transpose(1, 2).flatten(0, 1)
 
         decay, write, read = rows(part.log_decay), rows(part.write), rows(part.read)
         assert decay is not None

@@ -23,8 +23,8 @@ RIDGES = (1e-12, 1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 WHITE = "the input is white: with correlated inputs a readout guesses the past from the present, and MC can exceed n"
 LINEAR = "linear readout of the features; information_processing_capacity counts what is kept in other forms"
 CORRECTED = (
-    "the value is corrected for the chance of n features on t samples, so it can be slightly negative at lags that "
-    "are forgotten; the held-out column needs no correction"
+    "the value is in-sample, less chance; where held_out lies far below it, the features wander more slowly than the "
+    "samples can tell, and the value is too high"
 )
 CHECKED = (
     "orthogonal reservoir n, leaky unit (1 - a^2) a^(2k), diagonal recurrences in closed form: checks.py of this study"
@@ -60,7 +60,8 @@ def memory_capacity(
         ridge: penalty of the held-out readout, as a share of the features' mean variance; by default the one of
             several from 1e-12 to 1 that predicts best.
         washout: first samples that are left out; by default the largest lag.
-        folds: stretches of time, each predicted by a readout trained on the others.
+        folds: shares of the time, each predicted by a readout trained on the others; each is spread over 20
+            stretches, so that a slow drift of the features does not leave a fold outside of what was trained on.
         seed: of the shuffled control and the bootstrap.
 
     Returns:
@@ -215,11 +216,12 @@ def _held_out(
     """
     if folds < 2:
         raise ValueError(f"folds is at least 2, got {folds}")
-    edges = [len(z) * i // folds for i in range(folds + 1)]
+    fold = (torch.arange(len(z)) * BLOCKS * folds // len(z)) % folds
+    own = [(fold == k).nonzero()[:, 0] for k in range(folds)]
     ones = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
     scale = ones.square().mean(0).sqrt()
     ones = ones / scale  # columns of one size: the normal equations stay well conditioned
-    parts = [(ones[a:b].mT @ ones[a:b], ones[a:b].mT @ y[a:b]) for a, b in pairwise(edges)]
+    parts = [(ones[rows].mT @ ones[rows], ones[rows].mT @ y[rows]) for rows in own]
     gram, cross = sum(p[0] for p in parts), sum(p[1] for p in parts)
     shape = z.square().mean() / scale.square() * len(z) * (1 - 1 / folds)
     shape[-1] = 0.0  # the mean is free
@@ -232,7 +234,9 @@ def _held_out(
         return float(sum((w * (g @ w) - 2 * w * c).sum() for w, (g, c) in zip(weights(ridge), parts)))
 
     chosen = ridges[0] if len(ridges) == 1 else min(ridges, key=error)
-    missing = torch.cat([y[a:b] - ones[a:b] @ w for (a, b), w in zip(pairwise(edges), weights(chosen))])
+    missing = torch.empty_like(y)
+    for rows, w in zip(own, weights(chosen)):
+        missing[rows] = y[rows] - ones[rows] @ w
     cut = [len(z) * i // BLOCKS for i in range(BLOCKS + 1)]
     missed = torch.stack([missing[a:b].square().sum(0) for a, b in pairwise(cut)])
     energy = torch.stack([y[a:b].square().sum(0) for a, b in pairwise(cut)])
