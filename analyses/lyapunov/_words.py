@@ -31,8 +31,7 @@ READING: dict[str, Reading] = {
     ),
     "stack": Reading(
         question="With its text given, do small perturbations of the whole state die?",
-        says="negative: two runs that read the same text end in the same state, whatever they started from, if they "
-        "start close enough",
+        says="negative: two runs that read the same text forget a small difference of their states",
         silent="anything new in the limit: layers only act upwards, so that it tends to the latent exponents; nor how "
         "large a perturbation becomes first, nor what happens once the model reads its own output",
     ),

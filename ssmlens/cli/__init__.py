@@ -17,6 +17,7 @@ from ssmlens.cli import (
     analyse,
     attribution,
     capacity_commands,
+    lyapunov_commands,
     memory_commands,
     pages,
     precision_commands,
@@ -55,6 +56,7 @@ COMMANDS = (
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(memory_commands.app, name="memory")
+app.add_typer(lyapunov_commands.app, name="lyapunov")
 app.add_typer(capacity_commands.app, name="capacity")
 app.add_typer(precision_commands.app, name="precision")
 app.add_typer(sensitivity_commands.app, name="sensitivity")
