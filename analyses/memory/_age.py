@@ -22,7 +22,7 @@ __all__ = ["energy_shares", "recall_by_age"]
 
 WHITE = "The prediction takes the writes as unrelated to each other, so that their energies add up."
 READS = 48
-"""Tokens of a row whose shares are averaged."""
+"""Tokens whose shares are averaged, of one row; of many rows at least four each."""
 
 
 def recall_by_age(
@@ -80,10 +80,11 @@ def recall_by_age(
 def _predicted(rec: Recurrence, lags: list[int]) -> dict[str, Tensor]:
     """(k,) predictions of one layer, over its rows."""
     held, read = [], []
+    reads = max(4, READS // rec.batch)
     for b, n in enumerate(rec.real_lengths.tolist()):
         if n <= lags[-1]:
             continue
-        at = torch.linspace(lags[-1], n - 1, READS, dtype=torch.float64).round().long()
+        at = torch.linspace(lags[-1], n - 1, reads, dtype=torch.float64).round().long()
         held.append(energy_shares(rec, b, at, lags))
         read.append(_read_shares(rec, b, at, lags))
     shares = torch.stack(held).mean(0)  # (h, k)

@@ -30,6 +30,9 @@ def rescaled(rec: Recurrence, forget: float = 1.0, insert: float = 1.0) -> Recur
         forget: above 1 forgets more; 0 forgets nothing.
         insert: below 1 remembers less of each token.
 
+    Returns:
+        The changed recurrence, which every other function takes.
+
     Raises:
         ValueError: for a negative or infinite factor.
     """

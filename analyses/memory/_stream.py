@@ -139,7 +139,7 @@ class _Watch:
         first = chunk.start + (1 if self.last is None else 0)
         targets = self.ids[:, first : chunk.stop].to(logits.device)
         losses = F.cross_entropy(logits[:, :-1].mT.double(), targets, reduction="none")
-        self.losses.append(losses.mean(1).cpu() if losses.shape[1] else losses.new_full((len(losses),), math.nan))
+        self.losses.append(losses.mean(1).cpu() if losses.shape[1] else torch.full((len(losses),), math.nan).double())
         self.last = chunk.logits[:, -1:]
         self.ends.append(chunk.stop - 1)
         self.sizes.append(_sizes([layer.h for layer in chunk.after.layers]))

@@ -119,7 +119,7 @@ def _at(rec: Recurrence, ticks: clock.Clock, b: int, t: int, state: Tensor, lags
     other_value, other_write = _write(rec, b, t + lags)
     # The current write is in the state: a token in the future has none, whatever the lag.
     there = _cosine(value, kept, state)
-    absent = _cosine(other_value, decay * other_write, state).where((lags > 0)[:, None], torch.nan)
+    absent = _cosine(other_value, decay * other_write, state).where((lags > 0).to(state.device)[:, None], torch.nan)
     return survival.mT, there.mT, absent.mT
 
 

@@ -26,7 +26,7 @@ def white(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def leaky(u: torch.Tensor, a: float) -> torch.Tensor:
+def leaky(u: torch.Tensor, a: float | torch.Tensor) -> torch.Tensor:
     """h[t] = a h[t-1] + u[t], by the naive loop."""
     out, h = [], torch.zeros(u.shape[1:], dtype=torch.float64)
     for x in u:
@@ -72,13 +72,13 @@ def test_one_leaky_unit() -> None:
 def test_two_leaky_units_of_one_input_reach_their_joint_capacity() -> None:
     # Two units with decays a and b: R2 = p' inv(C) p, with C[i, j] = 1 / (1 - a_i a_j) and p = (a^k, b^k).
     a = torch.tensor([0.5, 0.9], dtype=torch.float64)
-    u = white(60_000)
-    states = torch.stack([leaky(u, float(x)) for x in a], 1)
+    u = white(30_000)
+    states = leaky(u[:, None].expand(-1, 2), a)
     found = memory.fidelity(states, u, [0, 1, 2, 3, 5])
     gram = 1 / (1 - a[:, None] * a)
     for k, r2 in zip(found.coords["lag"], found.value.tolist()):
         p = a**k
-        assert r2 == pytest.approx(float(p @ torch.linalg.solve(gram, p)), abs=0.01)
+        assert r2 == pytest.approx(float(p @ torch.linalg.solve(gram, p)), abs=0.015)
 
 
 def test_noise_is_at_chance() -> None:
