@@ -249,7 +249,8 @@ def stream(found: Any) -> Figure:
         _axes(axes, "tokens read", words)
     first.set_yscale("log")
     first.axhline(3.0, color=palette.NEVER, linewidth=0.9)
-    first.legend(fontsize=_SMALL - 1, frameon=False, ncols=2)
+    # The layers' names stand beside the single line of the loss, where there is room.
+    second.legend(*first.get_legend_handles_labels(), fontsize=_SMALL - 1, frameon=False, ncols=2, loc="best")
     onset = float(found.columns["onset"].reshape(-1)[0])
     words = f"onset at {onset:.0f} tokens" if np.isfinite(onset) else "no onset"
     note = f"full: head that grew most; dotted: median head; {words}"
