@@ -136,14 +136,14 @@ def early_exit(
         if progress is not None:
             progress(part * length + t, total)
 
-    whole = {
-        k: torch.tensor(x) for k, x in ledger.get("whole", lambda: _whole(net, text, lambda t: tick(0, t))).items()
-    }
+    whole = _tensors(ledger.get("whole", lambda: _whole(net, text, lambda t: tick(0, t))))
     tick(1, 0)
     parts = []
     for i, threshold in enumerate(thresholds, start=1):
         run = lambda i=i, threshold=threshold: _leave(net, text, threshold, earliest, repeats, lambda t: tick(i, t))  # noqa: E731
-        stepped = {k: torch.tensor(x) for k, x in ledger.get(f"threshold {threshold:g}", run).items()}
+        stepped = {
+            k: torch.tensor(x, dtype=torch.float64) for k, x in ledger.get(f"threshold {threshold:g}", run).items()
+        }
         tick(i + 1, 0)
         parts.append(_numbers(whole, stepped, threshold, text, states, earliest, repeats, seed))
     numbers = {k: torch.stack([part[k] for part in parts], dim=1) for k in parts[0]}
@@ -163,6 +163,10 @@ def early_exit(
         ),
         checked_by="threshold 1 is the whole model; tests/analyses/sensitivity/test_early_exit.py",
     )
+
+
+def _tensors(kept: dict[str, Any]) -> dict[str, Tensor]:
+    return {k: torch.tensor(x, dtype=torch.float64) for k, x in kept.items()}
 
 
 def _recur(inputs: ScanInputs) -> tuple[Tensor, Tensor]:

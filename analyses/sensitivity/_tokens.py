@@ -119,9 +119,9 @@ def token_reduction(
     model.remember()
     base = _rest(model, layer, [torch.arange(end) for end in ends], ends)
     generator = torch.Generator().manual_seed(seed)
-    orders = {name: _orders(trace, layer, name, ends, generator) for name in (*scores, "random")}
+    orders = {name: _orders(trace, layer, name, ends, generator) for name in dict.fromkeys((*scores, "random"))}
     parts = {}
-    for done, name in enumerate(dict.fromkeys((*scores, "random"))):
+    for done, name in enumerate(orders):
         for share in keep:
             run = lambda name=name, share=share: _changes(model, layer, orders[name], ends, share, base)  # noqa: E731
             parts[name, share] = torch.tensor(ledger.get(f"{name} {share:g}", run), dtype=torch.float64)

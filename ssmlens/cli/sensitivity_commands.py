@@ -54,7 +54,8 @@ def sensitivity(
     lens, prompt = _open(out, model, text, file, ids, dtype, device)
     where = studies.layers(layers, len(lens.layers))
     with studies.step(json, "parts taken out") as step:
-        result = study.removal(lens, prompt, part, layers=where, group=group, targets=studies.positions(targets), control=control,
+        result = study.removal(lens, prompt, part, layers=where, group=group, control=control,
+                               targets=studies.positions(targets),
                                resume=resume, progress=step)  # fmt: skip
     frame = result.table()
     rows = []
@@ -96,7 +97,8 @@ def greedy(
     lens, prompt = _open(out, model, text, file, ids, dtype, device)
     where = studies.layers(layers, len(lens.layers))
     with studies.step(json, "parts taken out") as step:
-        result = study.greedy(lens, prompt, part, steps, layers=where, group=group, targets=studies.positions(targets), orders=orders,
+        result = study.greedy(lens, prompt, part, steps, layers=where, group=group, orders=orders,
+                              targets=studies.positions(targets),
                               resume=resume, progress=step)  # fmt: skip
     order = ["-", *result.settings["order"]]
     columns = {"loss": "loss", "low": "low", "high": "high", "single_order": "by single", "random_order": "random"}

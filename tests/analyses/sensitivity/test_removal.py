@@ -12,6 +12,7 @@ from ssmlens.analyses.sensitivity import _removal
 from ssmlens.analyses.sensitivity._text import Text
 from ssmlens.analyses.sensitivity._units import Unit, units_of
 from ssmlens.errors import LayerError, PromptError, SsmlensError
+from ssmlens.exact import KeepFloat64
 from ssmlens.interventions import ablate
 
 IDS = [(5 * k * k + 2 * k) % 17 for k in range(40)]
@@ -26,6 +27,12 @@ def sharp(make):
         for layer in model.backbone.layers:
             layer.mixer.out_proj.weight.mul_(6)
     return ssmlens.load(model, tokenizer=tiny_tokenizer())
+
+
+def read(lens, residual):
+    """Logits of a residual stream through the model's own final norm and head."""
+    with KeepFloat64(), torch.no_grad():
+        return lens.model.lm_head(lens.model.backbone.norm_f(residual))
 
 
 def mean_loss(logits, ids) -> float:
