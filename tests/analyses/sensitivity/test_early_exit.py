@@ -82,8 +82,8 @@ def test_leaving_equals_a_plain_loop(make, repeats: bool) -> None:
             losses, depths = plain_exit(lens, ids, threshold, states, 1, repeats)
             assert found.value[i, j].item() == pytest.approx(sum(losses) / len(losses) - base, abs=1e-10)
             assert found.columns["depth"][i, j].item() == pytest.approx(sum(depths) / len(depths) / 3)
-    # The untrained Mamba-2 repeats every token in every layer, so that none leaves unless it may.
-    assert (found.columns["depth"].min() < 1) == (repeats or make is tiny_mamba1)
+    # The untrained Mamba-1 repeats every token in every layer, so that none leaves unless it may.
+    assert (found.columns["depth"].min() < 1) == (repeats or make is tiny_mamba2)
 
 
 @pytest.mark.parametrize("make", MAKES)
