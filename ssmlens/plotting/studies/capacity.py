@@ -181,7 +181,7 @@ def collapse(found: Any) -> Figure:
     figure, first = _figure(7.6, 5.4)
     figure.delaxes(first)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    above.plot(positions, found.value, ".", color=BLUE, markersize=2.5, alpha=0.35)
+    above.plot(positions, found.value.numpy(), ".", color=BLUE, markersize=2.5, alpha=0.35)
     above.plot(
         positions, _running(found.value.numpy(), width), color=BLUE, linewidth=1.6, label="state carried all along"
     )
@@ -190,7 +190,9 @@ def collapse(found: Any) -> Figure:
         above.plot(
             positions, _running(control, width), color=ORANGE, linewidth=1.4, label=f"state anew every {train} tokens"
         )
-    below.plot(positions, found.columns["growth"], color=_PURPLE, linewidth=1.4, label="variance of the widest head")
+    below.plot(
+        positions, found.columns["growth"].numpy(), color=_PURPLE, linewidth=1.4, label="variance of the widest head"
+    )
     below.axhline(found.settings["growth"], color=palette.MUTED, linewidth=0.9, linestyle="--")
     below.set_yscale("log", base=2)
     below.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

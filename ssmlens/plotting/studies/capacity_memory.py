@@ -35,12 +35,16 @@ def memory_capacity(found: Any) -> Figure:
     """
     lags = np.asarray(found.coords["lag"])
     figure, axes = _figure(6.8, 4.2)
-    axes.plot(lags, found.value, color=BLUE, linewidth=1.6, label=f"MC, total {float(found.value.sum()):.2f}")
+    axes.plot(lags, found.value.numpy(), color=BLUE, linewidth=1.6, label=f"MC, total {float(found.value.sum()):.2f}")
     if "held_out" in found.columns:
         total = float(found.columns["total_held_out"].reshape(-1)[0])
-        axes.plot(lags, found.columns["held_out"], color=ORANGE, linewidth=1.2, label=f"held out, total {total:.2f}")
-        axes.fill_between(lags, found.columns["low"], found.columns["high"], color=ORANGE, alpha=0.2, linewidth=0)
-        axes.plot(lags, found.control["shuffled"], color=palette.MUTED, linewidth=0.9, label="shuffled")
+        axes.plot(
+            lags, found.columns["held_out"].numpy(), color=ORANGE, linewidth=1.2, label=f"held out, total {total:.2f}"
+        )
+        axes.fill_between(
+            lags, found.columns["low"].numpy(), found.columns["high"].numpy(), color=ORANGE, alpha=0.2, linewidth=0
+        )
+        axes.plot(lags, found.control["shuffled"].numpy(), color=palette.MUTED, linewidth=0.9, label="shuffled")
     floor = -0.08 if "held_out" in found.columns else 0
     axes.set_ylim(floor, max(0.05, 1.08 * float(found.value.max())))
     finish_axes(axes, "lag, steps", "share of the input's variance read back")
@@ -67,7 +71,7 @@ def processing(found: Any) -> Figure:
         bars = ((found.value, "capacity", BLUE), (found.control["shuffled"], "shuffled", palette.MUTED))
     for i, (heights, name, colour) in enumerate(bars):
         where = degrees + (i - 0.5) * 0.36
-        axes.bar(where, heights, width=0.34, color=colour, label=f"{name}, total {float(heights.sum()):.2f}")
+        axes.bar(where, heights.numpy(), width=0.34, color=colour, label=f"{name}, total {float(heights.sum()):.2f}")
         for x, height in zip(where, heights.tolist()):
             axes.annotate(f"{height:.2f}", (x, max(height, 0)), ha="center", va="bottom", fontsize=SMALL - 1)
     axes.set_xticks(degrees)
@@ -88,7 +92,7 @@ def hebbian_load(found: Any) -> Figure:
     """
     load = found.columns["load"].numpy()
     figure, axes = _figure(6.0, 4.0)
-    axes.plot(load, found.value, "-", color=BLUE, linewidth=1.6, label="predicted")
+    axes.plot(load, found.value.numpy(), "-", color=BLUE, linewidth=1.6, label="predicted")
     if "simulated" in found.columns:
         middle, low, high = (found.columns[k].numpy() for k in ("simulated", "low", "high"))
         axes.errorbar(
