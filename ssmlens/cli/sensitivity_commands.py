@@ -62,10 +62,9 @@ def sensitivity(
     for name, of in frame.groupby("part", sort=False):
         by = of.set_index("split")
         row = {"part": name, "loss": float(by["loss_change"]["all"]), "low": float(by["low"]["all"])}
-        row |= {
-            "high": float(by["high"]["all"]),
-            "mean kept": float(by.get("mean_change", by["low"] * float("nan"))["all"]),
-        }
+        row["high"] = float(by["high"]["all"])
+        if "mean_change" in by:
+            row["mean kept"] = float(by["mean_change"]["all"])
         names = {"first third": "first", "middle third": "middle", "last third": "last", "recall": "recall"}
         rows.append(row | {short: float(by["loss_change"][split]) for split, short in names.items()})
     head = f"{lens.name}: loss {float(result.columns['loss'][0]):.4g} nats a token; change without each {part}"
