@@ -19,7 +19,7 @@ const HINT =
 // With magnitudes themselves as opacity, all but the strongest few tokens would look white.
 const SHADE_POWER = 0.5;
 // Full shade would drown light letters on a dark page.
-const MAX_SHADE = { light: 1, dark: 0.6 };
+const MAX_SHADE = { light: 1, dark: 0.55 };
 
 const views = new WeakMap();
 

@@ -2,10 +2,26 @@
 
 const SHOWN_MS = 4000;
 
+// The navigation above puts a layer between its list and the items, so that a screen reader finds a list without items
+// and items without a list. It is drawn whenever it likes: watched, not asked.
+function mendNavigation() {
+  for (const list of document.querySelectorAll("ul[data-testid=stSidebarNavItems]")) {
+    if (list.getAttribute("role") !== "none") list.setAttribute("role", "none");
+    for (const item of list.querySelectorAll("li")) {
+      if (item.parentElement !== list && item.parentElement.getAttribute("role") !== "list") {
+        item.parentElement.setAttribute("role", "list");
+      }
+    }
+  }
+}
+
 export default function ({ parentElement }) {
   const button = parentElement.querySelector(".copy");
   const said = parentElement.querySelector(".said");
   let timer;
+  const watcher = new MutationObserver(mendNavigation);
+  watcher.observe(document.body, { childList: true, subtree: true });
+  mendNavigation();
   button.onclick = async () => {
     const address = window.location.href;
     clearTimeout(timer);
@@ -17,5 +33,8 @@ export default function ({ parentElement }) {
       said.textContent = address;
     }
   };
-  return () => clearTimeout(timer);
+  return () => {
+    clearTimeout(timer);
+    watcher.disconnect();
+  };
 }

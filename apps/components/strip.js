@@ -4,7 +4,7 @@
 // With magnitudes themselves as opacity, all but the strongest few tokens would look white.
 const SHADE_POWER = 0.5;
 // Full shade would drown light letters on a dark page.
-const MAX_SHADE = { light: 1, dark: 0.6 };
+const MAX_SHADE = { light: 1, dark: 0.55 };
 const LEAP = 10;
 const STOPS = 9;
 // Share of the limit from which a negative score is underlined as well: nobody sees the colour of less.

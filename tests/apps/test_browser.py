@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from importlib import resources
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 from serving import idle
+
+from ssmlens.apps.frame import pages
 
 pytestmark = pytest.mark.browser
 
@@ -218,7 +221,7 @@ def test_a_figure_of_the_states_is_downloaded_and_collected(view: Any, page_url:
     view.goto(address(page_url, "states"))
     expect(view.get_by_role("heading", name="State norms")).to_be_visible(timeout=WAIT_MS)
     idle(view)
-    view.get_by_role("button", name="Download", exact=True).first.click()
+    view.get_by_role("button", name="Download", exact=True).nth(1).click()
     menu = view.get_by_test_id("stPopoverBody")
     starts = {"PNG": b"\x89PNG", "SVG": b"<?xml", "HTML": b"<!doctype html>", "CSV": b"layer,head", "Parquet": b"PAR1"}
     for kind, start in starts.items():
@@ -242,3 +245,25 @@ def test_another_method_colours_the_text(view: Any, page_url: str) -> None:
     expect(view.locator(".tokens[data-drawn='Scores by relevance']")).to_be_visible(timeout=WAIT_MS)
     view.locator(".tokens span").nth(5).click()
     expect(view.get_by_text("after token 5 “a”, by relevance")).to_be_visible(timeout=WAIT_MS)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_page_has_a_serious_barrier(browser: Any, page_url: str, theme: str) -> None:
+    """axe finds no serious or critical violation on any page of the navigation."""
+    axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=theme)
+    try:
+        page = context.new_page()
+        found = {}
+        for path in [each.path for listed in pages.groups().values() for each in listed]:
+            page.goto(address(page_url, "" if path == "home" else path, target="9 “a”", source="4 “c”"))
+            page.wait_for_selector("[data-testid=stExpander], [data-testid=stAlert]", timeout=WAIT_MS)
+            page.get_by_role("button", name="Copy link to this view").wait_for(timeout=WAIT_MS)
+            idle(page)
+            page.evaluate(axe)
+            result = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+            worst = [each for each in result["violations"] if each["impact"] in ("serious", "critical")]
+            found[path] = [(each["id"], each["nodes"][0]["html"][:200]) for each in worst]
+        assert {path: each for path, each in found.items() if each} == {}
+    finally:
+        context.close()
