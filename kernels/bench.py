@@ -108,8 +108,9 @@ def measure(
 def timed(call: Callable[[], object], device: str, repeats: int) -> list[float]:
     """Milliseconds of each run; the caller has warmed up.
 
-    On a GPU the time is that between two events on the device, with the L2 cache overwritten before each run: what
-    Python needs to launch is hidden behind the overwriting, as it is behind the work before it in a model.
+    On a GPU the time is that between two events on the device, with the L2 cache overwritten before each run, and the
+    device kept busy long enough that what Python needs to launch is hidden, as it is behind the work before it in a
+    model whose layers take longer than their launches.
     """
     if device.startswith("cuda"):
         return _timed_on_device(call, device, repeats)
@@ -121,12 +122,17 @@ def timed(call: Callable[[], object], device: str, repeats: int) -> list[float]:
     return times
 
 
+# Clock cycles for which the device waits before each timed run: about a millisecond.
+_BUSY = 2_000_000
+
+
 def _timed_on_device(call: Callable[[], object], device: str, repeats: int) -> list[float]:
     cache = torch.empty(2**28, dtype=torch.int8, device=device)
     events = []
     for _ in range(repeats):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         cache.zero_()
+        torch.cuda._sleep(_BUSY)
         start.record()
         call()
         stop.record()

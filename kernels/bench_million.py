@@ -92,7 +92,7 @@ def _steps(model: torch.nn.Module, ids: Tensor, meter: Meter) -> Iterator[tuple[
     from ssmlens.loading import load
 
     length = ids.shape[1]
-    lens = load(model)
+    lens = load(model, device=str(next(model.parameters()).device))
     trace, *cost = meter(lambda: lens.trace(ids, scan="fast").check())
     worst = max(trace.reconstruction_error.values())
     yield "trace", *cost, f"reconstruction error {worst:.1e} on the first tokens"

@@ -148,7 +148,7 @@ def traces(small: bool, repeats: int, timed: Timed, device: str = "cpu") -> Iter
     ids = torch.randint(words, (1, tokens)).to(device)
     for name, make in models.items():
         model = make().eval().to(device)
-        lens = load(model)
+        lens = load(model, device=device)
         yield _trace_row(name, model, lens, ids, repeats, timed)
         del model, lens
 

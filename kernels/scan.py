@@ -42,7 +42,7 @@ def run(inputs: ScanInputs, *, impl: str = "auto", precision: str = "float32") -
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
-    chosen = resolve(impl, inputs)
+    chosen = resolve(impl, inputs, precision)
     if chosen == "triton":
         from .fused import dispatch
 

@@ -94,7 +94,7 @@ def _per_state(x: ScanInputs) -> bool:
     return decay.shape[-1] > 1
 
 
-def _by_chunks(x: ScanInputs, picks: Picks) -> bool:
+def by_chunks(x: ScanInputs, picks: Picks = None) -> bool:
     """Whether matrix units do this one."""
     fits = x.head_dim >= _LEAST_CHANNELS and not x.has_erase and not (_per_state(x) and x.d_state > 1)
     return fits and picks != "all"
@@ -104,7 +104,7 @@ def _forward(
     x: ScanInputs, picks: Picks, want_output: bool, precision: str, keep: bool = False
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Any]:
     """Outputs and what the backward pass wants of them."""
-    if _by_chunks(x, picks):
+    if by_chunks(x, picks):
         scanned = ssd.forward(x, picks, precision=_SHORT[precision], want_output=want_output)
         return scanned.y, scanned.final, scanned.states, scanned
     between = walk_backward.EVERY if keep and picks is None else None
@@ -131,7 +131,7 @@ class _Fused(torch.autograd.Function):
         y, final, found, kept = _forward(x, picks, want_output, precision, keep=True)
         ctx.set_materialize_grads(False)
         ctx.names, ctx.picks, ctx.precision = names, picks, precision
-        ctx.by_chunks = _by_chunks(x, picks)
+        ctx.by_chunks = by_chunks(x, picks)
         ctx.chunk = kept.chunk if ctx.by_chunks else None
         boundaries = kept.boundaries if ctx.by_chunks else (kept.states if picks is None else None)
         ctx.save_for_backward(*pieces, *([] if boundaries is None else [boundaries]))

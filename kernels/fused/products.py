@@ -31,10 +31,13 @@ def parts_of(dtype: torch.dtype, parts: int) -> int:
     return 1 if dtype == torch.bfloat16 else parts
 
 
-def blocks(size: int, most: int) -> tuple[int, int]:
-    """Size and number of the tiles along an axis: powers of two, 16 to ``most``."""
-    block = max(16, min(most, triton.next_power_of_2(size)))
-    return block, triton.cdiv(size, block)
+def blocks(size: int, block: int) -> tuple[int, int]:
+    """Size and number of the tiles along an axis.
+
+    Tiles are of one size however short the axis is, because that is the code that was checked on a GPU: cut to 16 or
+    32, Triton 3.6 compiled kernels for sm_90 that were wrong or read memory that was not theirs (NOTES.md).
+    """
+    return block, -(-size // block)
 
 
 @triton.jit

@@ -114,7 +114,7 @@ def forward(
         x: one decay per head, no delta rule, any floating dtype but float64, t >= 1.
         picks: token positions in any order, repeats allowed; "all" for every token.
         precision: "fp32" (relative error about 1e-6) or "bf16" (operands rounded to bfloat16: about 3e-3).
-        chunk: tokens per chunk, 16 to 128, a power of two; None chooses.
+        chunk: tokens per chunk, 16 to 128, a power of two; None is 128.
         out_dtype: dtype of y.
         want_output: False skips y, which is None then.
         state_dtype: dtype of the boundaries; by default float32, with precision "bf16" bfloat16.
@@ -130,7 +130,7 @@ def forward(
         raise ValueError(f"chunk is a power of two from 16 to 128, got {chunk}")
     x = prepared(x)
     tune: dict[str, Any] = {"chunk": 128, "parts": 3, "outputs": {}, "carry": {}} | (tuning or {})
-    chunk = chunk or (64 if x.length <= 64 else tune["chunk"])
+    chunk = chunk or tune["chunk"]
     parts = 1 if precision == "bf16" else tune["parts"]
     if state_dtype is None:
         state_dtype = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -17,6 +17,9 @@ from .tile_rows import rows_kernel
 
 __all__ = ["Tuning", "dense", "distance", "reduce", "rows"]
 
+# Of a thread of the quick reduction, so that 4 programs share a multiprocessor: 9.5 ms against 12.1 at t = 4,096.
+_REGISTERS = 128
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -91,6 +94,8 @@ def reduce(x: ScanInputs, how: str, tuning: Tuning | None = None) -> Tensor:
         )
         options = {"HOW": how, "PARTIAL": partial, "maxnreg": tuned.registers}
         if quick and not diagonal:
+            if constants["N"] <= 16 and tuned.warps in (0, 4):
+                options["maxnreg"] = tuned.registers or _REGISTERS
             reduce_rates_kernel[(count, shares, b)](
                 x.read, x.write, table.rate, table.rise, table.fall, table.rise if table.gain is None else table.gain,
                 table.start, to, length, h, part, x.d_state, table.padded, table.blocks, scale,

@@ -1,8 +1,8 @@
 """How a walk is cut up: channels of a program, tokens fetched ahead, segments of time.
 
-The rule comes from counting instructions of the compiled kernel, not from timings, for an H100 (132 processors with 4
-schedulers each): a token costs a warp 33 of them at 4 numbers a thread and 24 at 2; finding the ends of segments first
-costs 25 more.
+For one channel per head and up to 16 states the rule is what was fastest on an H100 (NOTES.md has the sweep); else it
+comes from counting instructions of the compiled kernel for that card (132 processors with 4 schedulers each): a token
+costs a warp 33 of them at 4 numbers a thread and 24 at 2; finding the ends of segments first costs 25 more.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ __all__ = ["Plan", "choose"]
 SCHEDULERS = 528
 REGISTERS = 180  # that waiting tokens and the state may take of 255 without a spill
 SHORTEST = 64  # tokens of a segment
+LONG = 8192  # tokens from which a second launch costs less than it saves
+PROGRAMS = 1280  # that segments are cut for
 
 
 class Plan(NamedTuple):
@@ -26,7 +28,7 @@ class Plan(NamedTuple):
     Attributes:
         rows: channels of a program, a power of two.
         warps: of a program.
-        ahead: tokens that are loaded before they are needed, a power of two.
+        ahead: tokens that are loaded before they are needed.
         segments: of time.
     """
 
@@ -47,6 +49,8 @@ def choose(x: ScanInputs, *, gate: bool = False) -> Plan:
     n = triton.next_power_of_2(x.d_state)
     channels = x.n_heads * x.head_dim
     batch = max(1, x.batch)
+    if x.head_dim == 1 and 4 <= n <= 16 and not x.has_erase:
+        return _measured(x, n, channels, batch, gate)
     warps = max(1, n // 256)
     each = 4 if x.head_dim == 1 else 16 if x.has_erase or _per_state(x) else 32
     rows = min(max(1, 32 * warps * each // n), triton.next_power_of_2(channels))
@@ -65,6 +69,21 @@ def choose(x: ScanInputs, *, gate: bool = False) -> Plan:
         elif x.head_dim == 1 and rows > 1:
             rows //= 2
     return Plan(rows, warps, _ahead(x, rows, warps, gate), segments)
+
+
+def _measured(x: ScanInputs, n: int, channels: int, batch: int, gate: bool) -> Plan:
+    """Long walks in segments with 8 numbers a thread; else 4 numbers where that fills the chip, and 2 where not."""
+    most = triton.next_power_of_2(channels)
+    programs = triton.cdiv(channels, 256 // n) * batch
+    if x.length >= LONG and programs < SCHEDULERS:
+        segments = triton.next_power_of_2(triton.cdiv(PROGRAMS, programs))
+        rows = min(256 // n, most)
+        return Plan(rows, 1, min(8, _ahead(x, rows, 1, gate)), min(segments, x.length // SHORTEST))
+    if programs * 2 >= PROGRAMS:
+        rows = min(128 // n, most)
+        return Plan(rows, 1, min(12, _ahead(x, rows, 1, gate)))
+    rows = min(64 // n, most)
+    return Plan(rows, 1, _ahead(x, rows, 1, gate))
 
 
 def _per_state(x: ScanInputs) -> bool:

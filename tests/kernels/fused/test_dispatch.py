@@ -114,7 +114,7 @@ def test_attention_through_the_public_functions(case: Case) -> None:
 def test_kernels_are_checked_before_auto_relies_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device(DEVICE)
     selfcheck.complaint.cache_clear()
-    backend._trusted.cache_clear()
+    backend._passed.cache_clear()
     monkeypatch.setattr(selfcheck, "_cases", lambda: [make(Case(t=5, h=2, p=1, g=1, b=1), torch.float32)])
     assert selfcheck.complaint(device) is None
     right = dispatch.run
@@ -124,9 +124,35 @@ def test_kernels_are_checked_before_auto_relies_on_them(monkeypatch: pytest.Monk
     ):
         monkeypatch.setattr(dispatch, "run", wrong)
         selfcheck.complaint.cache_clear()
-        backend._trusted.cache_clear()
+        backend._passed.cache_clear()
         with pytest.warns(RuntimeWarning, match=f"are not used on {device}: .*{sentence}"):
-            assert not backend._trusted(device)
-        assert not backend._trusted(device)  # and says so once
+            assert not backend._passed(device, None)
+        assert not backend._passed(device, None)  # and says so once
     selfcheck.complaint.cache_clear()
-    backend._trusted.cache_clear()
+    backend._passed.cache_clear()
+
+
+@pytest.mark.parametrize(("decay", "gradients"), [("dt*A head", True), ("log head", False)])
+def test_matrix_units_are_checked_at_each_size(decay: str, gradients: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = make(Case(t=3, h=2, p=8, g=1, n=4, decay=decay, b=1), torch.float32)
+    x = x.replace(value=x.value.requires_grad_(gradients))
+    monkeypatch.setattr(selfcheck, "TOKENS", 5)
+    device, of = torch.device(DEVICE), selfcheck.sizes(x, "float32")
+    assert of is not None
+    assert (of.channels, of.states, of.gradients) == (8, 4, gradients)
+    assert selfcheck.sizes(make(Case(t=3, h=2, p=1, g=1), torch.float32), "float32") is None  # a walk
+    assert selfcheck.complaint_at.__wrapped__(device, of) is None
+    assert selfcheck.complaint_at.__wrapped__(device, of._replace(value=torch.bfloat16, precision="bfloat16")) is None
+    right = dispatch.run
+
+    def wrong(x: ScanInputs, precision: str = "float32") -> tuple[Tensor, Tensor]:
+        y, final = right(x, precision)
+        return y, final * 1.01
+
+    monkeypatch.setattr(dispatch, "run", wrong)
+    monkeypatch.setattr(backend, "_has_triton", lambda: True)
+    selfcheck.complaint_at.cache_clear()
+    with pytest.warns(RuntimeWarning, match=f"on {device} for 2 heads of 8 channels, 4 states: .*differ"):
+        assert not backend._passed(device, of)
+    backend._passed.cache_clear()
+    selfcheck.complaint_at.cache_clear()

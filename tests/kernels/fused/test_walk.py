@@ -82,7 +82,7 @@ def test_segments_of_time(decay: str, p: int):
         close(found.states, states)
 
 
-@pytest.mark.parametrize("plan", [Plan(8, 1, 4), Plan(8, 1, 4, 3), Plan(4, 2, 8)], ids=str)
+@pytest.mark.parametrize("plan", [Plan(8, 1, 4), Plan(8, 1, 12), Plan(8, 1, 4, 3), Plan(4, 2, 8)], ids=str)
 def test_chosen_states(plan: Plan):
     x = make(Case(t=13, b=1, h=3, p=2, g=1, n=3, decay="dt*A head", initial=True), torch.float32)
     states, _ = truth(x)
