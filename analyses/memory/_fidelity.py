@@ -72,9 +72,10 @@ def fidelity(
         held-out tokens, 1 where the state tells the target exactly, 0 where no better than its mean and below 0
         where worse, between ``low`` and ``high``. ``cosine`` is E[cos(predicted, true)], and ``net``, between
         ``net_low`` and ``net_high``, is (cosine - c) / (1 - c) with c the larger of the two controls'; at lag 0 the
-        shuffled one alone. ``etmf`` is the mean of ``net`` over the lags from 1 on and ``span`` the largest lag with
-        net above 0.1 (0 where there is none); ``net_r2``, ``etmf_r2`` and ``span_r2`` are the same of R2, and the
-        ones to trust where a single target is most of the text: its direction then decides the cosine.
+        shuffled one alone. ``etmf`` is the mean of ``net`` over the lags from 1 on, with ``etmf_low`` and
+        ``etmf_high``, and ``span`` the largest lag with net above 0.1 (0 where there is none). ``net_r2``, ``etmf_r2``
+        and ``span_r2`` are the same of R2, and the ones to trust where a single target is most of the text: its
+        direction then decides the cosine.
 
         Controls: ``chance`` and ``cosine_chance``, the same with targets in random order; ``current`` and
         ``cosine_current``, the target predicted from the target at t alone, which is how far neighbouring tokens
@@ -184,8 +185,10 @@ def _statistics(
     drawn = measures(weights)
     for name, x in zip(("", "cosine_", "net_", "net_r2_"), drawn):
         out[f"{name}low"], out[f"{name}high"] = interval(x, confidence)
-    for name, ending in (("net", ""), ("net_r2", "_r2")):
+    for name, ending, samples in (("net", "", drawn[2]), ("net_r2", "_r2", drawn[3])):
         out[f"etmf{ending}"] = out[name][later].nanmean()[None]
+        ends = interval(samples[:, later].nanmean(1), confidence)
+        out[f"etmf{ending}_low"], out[f"etmf{ending}_high"] = (x[None] for x in ends)
         spans = [k for k, x in zip(lags, out[name].tolist()) if k and x > SPAN]
         out[f"span{ending}"] = torch.tensor([float(max(spans, default=0))], dtype=torch.float64)
     out["explained"] = torch.tensor([part["explained"]], dtype=torch.float64)

@@ -160,6 +160,17 @@ def test_sequences_are_held_out_whole_and_padding_never_counts() -> None:
     assert (found.value[:2] > 1 - 1e-9).all()
 
 
+def test_the_summary_is_the_mean_over_the_past_with_its_interval() -> None:
+    u = white(16, 100, 2)
+    states = torch.cat([u.roll(k, 1) + 0.5 * white(16, 100, 2, seed=k + 3) for k in (0, 1, 3)], -1)
+    found = memory.fidelity(states, u, [0, 1, 2, 3])
+    for ending, net in (("", "net"), ("_r2", "net_r2")):
+        mean = found.columns[f"etmf{ending}"].item()
+        assert mean == pytest.approx(found.columns[net][1:].mean().item())
+        assert found.columns[f"etmf{ending}_low"].item() < mean < found.columns[f"etmf{ending}_high"].item()
+        assert found.columns[f"span{ending}"].item() == 3
+
+
 def test_the_same_seed_gives_the_same_numbers_and_another_one_others() -> None:
     u = white(16, 100, 2)
     states = u.roll(1, 1) + 0.3 * white(16, 100, 2, seed=3)
