@@ -138,7 +138,12 @@ def read(model: Opened, text: str, max_tokens: int) -> Reading:
     return Reading(key, _trace(key, model.lens), model, text)
 
 
-@st.cache_resource(max_entries=MAX_LENSES, show_spinner=False)
+def _released(model: ssmlens.Lens) -> None:
+    """Traces hold the weights of their model: what is dropped must not live on in them."""
+    _trace.clear()
+
+
+@st.cache_resource(max_entries=MAX_LENSES, show_spinner=False, on_release=_released)
 def lens(path: str, dtype: str, stamp: str) -> ssmlens.Lens:
     """The model in that folder. The stamp makes a changed folder another model."""
     return ssmlens.load(path, dtype=dtype)

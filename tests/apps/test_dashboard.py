@@ -289,3 +289,30 @@ def test_the_page_opens_on_a_shipped_model(page: Callable[..., Any]) -> None:
     app = page("--max-tokens", "512").run()
     assert messages(app) == []
     assert app.selectbox(key="model").value == zoo.names()[0]
+
+
+def test_a_dropped_model_leaves_nothing_behind(models: Path, tmp_path: Path) -> None:
+    import gc
+    import weakref
+
+    import streamlit as st
+    from tiny import save_tiny
+
+    from ssmlens.apps import sources, store
+
+    st.cache_resource.clear()
+    save_tiny(tmp_path / "three")
+
+    def visit(root: Path, name: str) -> weakref.ref[Any]:
+        opened = store.opened(sources.local(name, [root]), "float32")
+        # The trace holds the weights as well.
+        return weakref.ref(store.read(opened, TEXT, 64).trace)
+
+    first, second = visit(models, "one"), visit(models, "two")
+    gc.collect()
+    assert first() is not None
+    visit(tmp_path, "three")
+    gc.collect()
+    assert first() is None
+    assert second() is None
+    assert visit(models, "two")() is not None
