@@ -139,7 +139,10 @@ def _recipe(log: dict[str, Any]) -> str:
             f"{t['task']}({', '.join(f'{k}={v}' for k, v in t.items() if k != 'task')})" for t in stage["tasks"]
         )
         stages.append(f"- {stage['steps']} steps of {stage['rows']} rows, in turn of: {tasks}")
-    start = f" It goes on from the weights of {recipe['start']}." if recipe["start"] else ""
+    start = f" It goes on from the weights of {recipe['start']}" if recipe["start"] else ""
+    if start:
+        fewer = log["topic"] == "recall"
+        start += f", of whose states it keeps the {recipe['config']['state_size']} strongest." if fewer else "."
     noise = f" Inputs carry noise of {recipe['jitter']:g}; what follows them is the flow's." if recipe["jitter"] else ""
     config = ", ".join(f"{k} {v}" for k, v in recipe["config"].items())
     return (

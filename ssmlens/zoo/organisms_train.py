@@ -70,6 +70,31 @@ def _loss(plan: Organism, model: nn.Module, step: int) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
 
 
+def narrowed(weights: dict[str, Tensor], wide: dict[str, Any], narrow: dict[str, Any]) -> dict[str, Tensor]:
+    """Weights of a Mamba-2 with fewer states: in each layer those whose write and read rows are largest.
+
+    Args:
+        weights: state dict of the wide model.
+        wide, narrow: configurations, which differ in ``state_size`` at most.
+    """
+    n, kept = wide["state_size"], narrow["state_size"]
+    if n == kept:
+        return weights
+    found = dict(weights)
+    inner = wide["expand"] * wide["hidden_size"]
+    for layer in range(wide["num_hidden_layers"]):
+        name = f"backbone.layers.{layer}.mixer."
+        rows = weights[f"{name}in_proj.weight"]  # gate, value, write, read, step
+        write, read = (rows[2 * inner + i * n :][:n].norm(dim=1) for i in (0, 1))
+        chosen = (write * read).argsort(descending=True)[:kept].sort().values
+        # The convolution has the same rows as the projection but for the gate.
+        for part, start in (("in_proj.weight", 2 * inner), ("conv1d.weight", inner), ("conv1d.bias", inner)):
+            key = name + part
+            x = weights[key]
+            found[key] = torch.cat([x[:start], x[start + chosen], x[start + n + chosen], x[start + 2 * n :]])
+    return found
+
+
 def train(plan: Organism, work: Path, initial: dict[str, Tensor] | None = None, label: str = "") -> dict[str, Any]:
     """Train, or go on, to the end of the recipe.
 
@@ -153,7 +178,7 @@ def run(plan: Organism, work: Path, out: Path, measure: Callable[[Organism, Any]
         source = work / f"{plan.start}.pt"
         if not source.is_file():
             raise ValueError(f"{plan.name} goes on from {plan.start}: train that first, with the same --work")
-        initial = torch.load(source, weights_only=True)["model"]
+        initial = narrowed(torch.load(source, weights_only=True)["model"], organism(plan.start).config, plan.config)
     with training_scans(torch.device("cpu"), "kernels"):
         found = train(plan, work, initial)
         result: dict[str, Any] = {"name": plan.name, "topic": plan.topic, "kind": plan.kind}
@@ -186,12 +211,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="+", help=f"all, or some of {', '.join(ORGANISMS)}")
     parser.add_argument("--work", default="organisms", help="folder of checkpoints (default organisms)")
     parser.add_argument("--out", default=".", help="folder in which each organism gets its own (default: this one)")
+    parser.add_argument("--one-rate", action="store_true", help="leave the other learning rates of a window out")
     parser.add_argument("--smoke", action="store_true", help="a few steps of a few rows")
     options = parser.parse_args(arguments)
     try:
         for name in list(ORGANISMS) if options.names == ["all"] else options.names:
             plan = organism(name)
             plan = plan.smoke() if options.smoke else plan
+            plan = replace(plan, others=()) if options.one_rate else plan
             run(plan, Path(options.work), Path(options.out) / name, measure)
             write_organism_card(Path(options.out) / name)
             print(f"{name}: written", flush=True)

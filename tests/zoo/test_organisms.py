@@ -100,11 +100,11 @@ def passkey(name, length, rows=64):
     return measures.accuracy(model(name), tasks.Passkey(length), rows, SEED)["accuracy"]
 
 
-def test_passkey_trained_short_collapses_and_trained_long_does_not():
+def test_passkey_trained_short_falls_apart_where_trained_long_holds():
     short, long = "organism-passkey-short", "organism-passkey-long"
-    assert passkey(short, 48) > 0.95
-    assert passkey(long, 512, 32) > 0.9
-    assert passkey(short, 512, 32) < passkey(long, 512, 32) - 0.2
+    assert passkey(short, 48) > 0.98
+    assert passkey(long, 1024, 24) > 0.97
+    assert passkey(short, 1024, 24) < 0.9
 
 
 def test_copy_on_fresh_strings():
@@ -204,6 +204,26 @@ def test_a_stopped_run_goes_on_to_the_same_weights(kind, tmp_path, monkeypatch):
     assert seen == [0, 1, 2, 3, 2, 3, 4, 5]
     for a, b in zip(whole["model"].state_dict().values(), parts["model"].state_dict().values()):
         assert torch.equal(a, b)
+
+
+@torch.no_grad()
+def test_narrowing_drops_states_that_do_nothing():
+    wide, narrow = organism("organism-recall-n16"), organism("organism-recall-n4")
+    model = training.build(wide)
+    inner, dead = 128, torch.tensor([i for i in range(16) if i not in (1, 6, 7, 14)])
+    for block in model.backbone.layers:
+        mixer = block.mixer
+        mixer.conv1d.bias.normal_()
+        for start in (inner, inner + 16):  # write and read rows; the projection has the gate before them
+            mixer.in_proj.weight[inner + start + dead] = 0
+            mixer.conv1d.weight[start + dead] = 0
+            mixer.conv1d.bias[start + dead] = 0
+    small = training.build(narrow)
+    small.load_state_dict(training.narrowed(model.state_dict(), wide.config, narrow.config))
+    ids = wide.task.batch(2, SEED).ids
+    expected = model(ids, use_cache=False).logits
+    assert torch.allclose(small(ids, use_cache=False).logits, expected, atol=1e-5)
+    assert training.narrowed(model.state_dict(), wide.config, wide.config).keys() == model.state_dict().keys()
 
 
 def test_an_organism_that_goes_on_needs_the_other(tmp_path):
