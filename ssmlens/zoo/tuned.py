@@ -69,7 +69,9 @@ def _held_out(lens: Any, windows: Tensor, translators: Any) -> dict[str, list[fl
     return {name: [round(float(x), 4) for x in total / len(windows)] for name, total in sums.items()}
 
 
-def train_tuned(name: str, pack: Pack, steps: int = STEPS, folder: Path | None = None) -> dict[str, Any]:
+def train_tuned(
+    name: str, pack: Pack, steps: int = STEPS, folder: Path | None = None, device: str = "cpu"
+) -> dict[str, Any]:
     """Train, store and measure the translators of a model.
 
     Args:
@@ -77,6 +79,7 @@ def train_tuned(name: str, pack: Pack, steps: int = STEPS, folder: Path | None =
         pack: the packed text that it was trained on.
         steps: of the optimiser.
         folder: where the file, training.json and the card are; the model's own folder by default.
+        device: where it is trained and measured.
 
     Returns:
         what goes into training.json under "tuned_lens": settings, seconds, and held-out KL per layer in nats of the
@@ -85,7 +88,7 @@ def train_tuned(name: str, pack: Pack, steps: int = STEPS, folder: Path | None =
     from ssmlens.interventions import Translators, train_translators
 
     folder = folder or path(name)
-    lens = load(name)
+    lens = load(name, device=device)
     sampler = Sampler(pack, torch.device("cpu"), LENGTH - 1, SEED)
     start = time.monotonic()
     found = train_translators(
@@ -97,7 +100,7 @@ def train_tuned(name: str, pack: Pack, steps: int = STEPS, folder: Path | None =
     result = {
         **found.settings,
         "seconds": seconds,
-        "environment": environment(torch.device("cpu")),
+        "environment": environment(torch.device(device)),
         "dtype": str(STORED).removeprefix("torch."),
         "held_out_tokens": windows.numel(),
         **_held_out(lens, windows, Translators.load(folder / FILE)),
@@ -114,9 +117,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", choices=[n for n in names() if n.endswith("-english")])
     parser.add_argument("--pack", required=True, help="folder that python -m ssmlens.zoo.data wrote")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of the optimiser")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args(arguments)
     try:
-        print(json.dumps(train_tuned(options.name, Pack.load(options.pack), options.steps)))
+        print(json.dumps(train_tuned(options.name, Pack.load(options.pack), options.steps, device=options.device)))
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
