@@ -231,7 +231,7 @@ def debiased_cka(x: Tensor, y: Tensor) -> float:
 
 
 def _hsic(x: Tensor, y: Tensor) -> Tensor:
-    """The unbiased estimate of HSIC with linear kernels (Song et al. 2012, equation 5), diagonals left out."""
+    """The unbiased estimate of HSIC with linear kernels (Song et al. 2012), diagonals left out."""
     m = len(x)
     k, l = x.square().sum(1), y.square().sum(1)  # noqa: E741
     rows_k, rows_l = x @ x.sum(0) - k, y @ y.sum(0) - l

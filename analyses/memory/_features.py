@@ -82,7 +82,7 @@ def whiten(blocks: Blocks, fit: Tensor, rank: int, seed: int) -> Whitened:
     """Features on the ``rank`` axes of largest variance, scaled to variance 1.
 
     Up to 1024 features their axes are exact. Beyond, they are found by one step of subspace iteration from random
-    directions (Halko, Martinsson and Tropp 2011, algorithm 4.4), which never holds the covariance. Axes whose
+    directions (Halko, Martinsson and Tropp 2011), which never holds the covariance. Axes whose
     variance is rounding noise are left out.
 
     Args:

@@ -49,7 +49,7 @@ def window_by_difference(source: MixerTrace | Recurrence, width: int, at: Sequen
     """States that hold the last ``width`` tokens alone, as the difference h[t] - rho(t, t - width) h[t - width].
 
     For a linear recurrence this is the state of a run that begins at t - width + 1 with nothing. In float64 the two
-    agree to rounding; where hardly anything decays, the difference of two large states loses digits, in bfloat16 all.
+    agree to rounding; where hardly anything decays, the difference of two large states loses digits.
 
     Args:
         source: one mixer's trace, or a recurrence; without a delta rule, whose erasures rho does not describe.

@@ -130,7 +130,7 @@ def channel_class(
         by: "decay" (LongMamba, Ye et al. 2025): what is left at the end of a training sequence of a write at its
             start, exp(sum of dt A) in the slowest state, is above ``threshold``. "distance" (after UPI 2026): the head
             is among the ``share`` of its layer with the largest mean distance of the last row.
-        threshold: share that must be left; LongMamba tunes it for each model, and this default is only a choice.
+        threshold: share that must be left; this default is only a choice.
         share: of the heads that count as global by distance.
 
     Returns:
