@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def divergence(
             if progress is not None:
                 progress(start + t, total)
 
-        part = ledger.get(to.name, lambda to=to: _run(net, trace, to, ways, scaled, conv, seed, tick))
+        part = ledger.get(to.name, partial(_run, net, trace, to, ways, scaled, conv, seed, tick))
         tick(trace.ids.shape[1])
         found.append({k: torch.tensor(x, dtype=torch.float64) for k, x in part.items()})
     numbers = {k: torch.stack([part[k] for part in found]) for k in found[0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,11 @@ def early_exit(
         if progress is not None:
             progress(part * length + t, total)
 
-    whole = _tensors(ledger.get("whole", lambda: _whole(net, text, lambda t: tick(0, t))))
+    whole = _tensors(ledger.get("whole", partial(_whole, net, text, partial(tick, 0))))
     tick(1, 0)
     parts = []
     for i, threshold in enumerate(thresholds, start=1):
-        run = lambda i=i, threshold=threshold: _leave(net, text, threshold, earliest, repeats, lambda t: tick(i, t))  # noqa: E731
+        run = partial(_leave, net, text, threshold, earliest, repeats, partial(tick, i))
         stepped = {
             k: torch.tensor(x, dtype=torch.float64) for k, x in ledger.get(f"threshold {threshold:g}", run).items()
         }

@@ -79,7 +79,7 @@ def greedy(
     others = []
     for i, path in enumerate(chosen):
         key = f"order {i}" if i == 0 else f"order {i} of seed {seed}"
-        others.append(_along(model, units, path, f"{key}: ", ledger, lambda k, i=i: tick(steps * (1 + i) + k)))
+        others.append(_along(model, units, path, f"{key}: ", ledger, steps * (1 + i), tick))
     rank = _ranks(order, single, len(units), seed)
     low, high = _intervals(losses, base)
     gone = [Unit(kind, -1), *(units[i] for i in order)]
@@ -148,8 +148,9 @@ def _shed(
 
 
 def _along(
-    model: Model, units: Sequence[Unit], path: Sequence[int], key: str, ledger: Ledger, tick: Callable[[int], None]
-) -> Tensor:
+    model: Model, units: Sequence[Unit], path: Sequence[int], key: str, ledger: Ledger, before: int,
+    tick: Callable[[int], None],
+) -> Tensor:  # fmt: skip
     """Mean loss after each step of a given order, (steps,)."""
     found = []
     for k in range(len(path)):
@@ -158,7 +159,7 @@ def _along(
             return float(model.remember([units[i] for i in gone]).mean())
 
         found.append(float(ledger.get(f"{key}{' '.join(map(str, path[: k + 1]))}", run)))
-        tick(k + 1)
+        tick(before + k + 1)
     return torch.tensor(found, dtype=torch.float64)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def spectrum_ends(
         raise SsmlensError(f"unknown end {end!r}: choose largest or smallest")
     operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
     start = np.random.default_rng(seed).standard_normal(size)
-    which = "LA" if end == "largest" else "SA"
+    which: Any = "LA" if end == "largest" else "SA"
     try:
         values, vectors = eigsh(operator, k=k, which=which, tol=tolerance, v0=start, ncv=min(size, max(2 * k + 1, 12)))
     except ArpackNoConvergence as error:
@@ -201,14 +202,17 @@ def hessian(
         h = curvature(shuffled)
         return float(spectrum_ends(h, h.size, 1, end, tolerance=tolerance, seed=seed)[0][0])
 
+    def probe(number: int) -> dict[str, float]:
+        h = curvature()
+        return spectrum_moments(h, h.size, depth, number)
+
     found = ledger.get("largest", top)
     tick(1)
     smallest = float(ledger.get("smallest", lambda: one("smallest", False)))
     tick(2)
     moments = []
     for i in range(probes):
-        run = lambda i=i: spectrum_moments(curvature(), curvature().size, depth, seed + i)  # noqa: E731
-        moments.append(ledger.get(f"probe {i}", run))
+        moments.append(ledger.get(f"probe {i}", partial(probe, seed + i)))
         tick(3 + i)
     shuffled = float(ledger.get("shuffled", lambda: one("largest", True)))
     tick(total)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def removal(
     base = model.remember()
     changes, means = [], []
     for done, unit in enumerate(units):
-        part = ledger.get(unit.label, lambda unit=unit: _one(model, unit, base, control))
+        part = ledger.get(unit.label, partial(_one, model, unit, base, control))
         changes.append(torch.tensor(part["change"], dtype=torch.float64))
         means.append(torch.tensor(part["mean"], dtype=torch.float64))
         if progress is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def token_reduction(
     parts = {}
     for done, name in enumerate(orders):
         for share in keep:
-            run = lambda name=name, share=share: _changes(model, layer, orders[name], ends, share, base)  # noqa: E731
+            run = partial(_changes, model, layer, orders[name], ends, share, base)
             parts[name, share] = torch.tensor(ledger.get(f"{name} {share:g}", run), dtype=torch.float64)
         if progress is not None:
             progress(done + 1, len(orders))

@@ -130,7 +130,7 @@ def divergence(
 
 def _layers(result: Result) -> list[dict[str, Any]]:
     """One row for each layer, over its heads, states and texts."""
-    frame = result.table()
+    frame: Any = result.table()
     rows = []
     for layer, part in frame.groupby("layer"):
         middle, worst = part.median(numeric_only=True), part.max(numeric_only=True)

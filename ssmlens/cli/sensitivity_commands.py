@@ -163,7 +163,7 @@ def layers(
     result = study.layer_confidence(lens.trace(prompt).check())
     names = {"confidence": "confidence", "entropy": "entropy", "agreement": "agreement", "low": "low", "high": "high",
              "repeats": "repeats", "kl": "KL"}  # fmt: skip
-    means = result.table().groupby("layer")[list(names)].mean()
+    means: Any = result.table().groupby("layer")[list(names)].mean()
     rows = [{"layer": int(k), **{short: float(row[n]) for n, short in names.items()}} for k, row in means.iterrows()]
     head = f"{lens.name}: a constant would agree {float(result.control['unigram_agreement']):.3g}"
     legend = "agreement: same first choice as the model, 95 % between low and high; repeats: it is the token itself"
@@ -220,7 +220,7 @@ def outliers(
     result = study.outliers(lens.trace(prompt).check())
     names = {"kurtosis": "kurtosis", "max_over_median": "max/median", "gini": "Gini", "top_energy": "top 1 %",
              "int8_error": "int8 error", "normal_int8_error": "normal"}  # fmt: skip
-    means = result.table().groupby(["tensor", "rotation"], sort=False)[list(names)].median()
+    means: Any = result.table().groupby(["tensor", "rotation"], sort=False)[list(names)].median()
     rows = [
         {"tensor": tensor, "rotation": rotation, **{short: float(row[n]) for n, short in names.items()}}
         for (tensor, rotation), row in means.iterrows()

@@ -108,7 +108,7 @@ def save(result: Result, out: Path | None, study: str, figure: str) -> None:
 
 
 def report(
-    result: Result, rows: Sequence[dict[str, Any]], *, out: Path | None, json: bool, head: str, legend: str = "",
+    result: Result, rows: Sequence[dict[Any, Any]], *, out: Path | None, json: bool, head: str, legend: str = "",
     about: dict[str, Any] | None = None, left: Sequence[int] = (0,),
 ) -> None:  # fmt: skip
     """Print a result's rows as JSON with its metadata, or as a table with its assumptions below."""

@@ -91,7 +91,7 @@ def tokens(found: Any) -> Figure:
     names = found.coords["score"]
     for i, name in enumerate(names):
         known = name in ("recent", "random")
-        style = {"color": palette.MUTED, "linestyle": "--" if name == "recent" else ":"} if known else {
+        style: dict[str, Any] = {"color": palette.MUTED, "linestyle": "--" if name == "recent" else ":"} if known else {
             "color": colours[i % len(colours)]}  # fmt: skip
         shift = (i - len(names) / 2) * 0.004
         change = found.value[i].numpy()

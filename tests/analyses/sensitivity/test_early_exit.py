@@ -130,7 +130,7 @@ def test_killed_half_way_it_goes_on(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(
         _early_exit, "_leave", lambda n, x, level, *more: runs.append(level) or inner(n, x, level, *more)
     )
-    monkeypatch.setattr(_early_exit, "_whole", None)
+    monkeypatch.setattr(_early_exit, "_whole", lambda *given: pytest.fail("computed again"))
     again = sensitivity.early_exit(lens, IDS[:12], (0.02, 0.1), resume=file)
     assert runs == [0.1]
     assert torch.equal(again.value, whole.value)
