@@ -12,7 +12,7 @@ from torch import Tensor
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.lyapunov._frames import frame, orthonormalise
 from ssmlens.analyses.lyapunov._spectrum import Inputs, drive
-from ssmlens.analyses.lyapunov._tangent import as_state, pushing
+from ssmlens.analyses.lyapunov._tangent import pushing, widest
 from ssmlens.errors import SsmlensError
 
 __all__ = ["covariant_vectors"]
@@ -62,15 +62,15 @@ def covariant_vectors(
     Raises:
         SsmlensError: where a direction vanishes (its exponent is -inf), or the orbit diverges.
     """
-    x = as_state(state)
     settle = min(1000, steps)
     discard, tail = settle if discard is None else discard, settle if tail is None else tail
     for name, given, low in (("steps", steps, 1), ("discard", discard, 0), ("tail", tail, 0), ("keep", keep, 1)):
         if given < low:
             raise SsmlensError(f"{name} is at least {low}, got {given}")
-    k = x.numel() if k is None else k
     total = discard + steps + tail
     at = drive(inputs, total)
+    x = widest(map, state, at(0))
+    k = x.numel() if k is None else k
     _, push, chosen = pushing(map, x, [at(t) for t in range(min(3, total))], derivative)
     q, kept, triangles = frame(k, x, seed), {}, []
     with torch.no_grad():

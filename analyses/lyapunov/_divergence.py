@@ -19,6 +19,9 @@ from ssmlens.stepping import State
 
 __all__ = ["divergence"]
 
+NOISE = 100.0
+"""How far above that of rounding a KL has to be to tell of the disturbance."""
+
 SAVE_EVERY = 50
 """Tokens between two checkpoints."""
 
@@ -59,8 +62,8 @@ def divergence(
         Value (step,): the share of pairs whose tokens differ at that step, with ``low`` and ``high`` (95 %, bootstrap
         over pairs), the columns ``parted``: the share that has differed at any step so far, ``kl``: the median over
         the pairs of KL(undisturbed || disturbed) of the next token in nats, and ``rate``: the slope of log KL per
-        token over the steps at which no pair has parted (NaN for fewer than three: then the disturbance acts at
-        once). Controls ``rounding`` and ``rounding_kl``: the same of the undisturbed run in another order.
+        token over the steps at which no pair has parted and KL stands above that of rounding (NaN for fewer than
+        three). Controls ``rounding`` and ``rounding_kl``: the same of the undisturbed run in another order.
 
     Raises:
         SsmlensError: for sizes or temperatures that are not above 0.
@@ -113,7 +116,7 @@ class _Run:
             self.states[i], self.logits[i] = self.model.net.step(self.states[i], drawn[i])
         self.states[2], self.logits[2] = self._one_by_one(self.states[2], drawn[2])
         laws = [torch.log_softmax(x.double().cpu() / self.temperature, dim=1) for x in self.logits]
-        self.kl.append(torch.stack([(laws[0].exp() * (laws[0] - laws[i])).sum(1).clamp(min=0) for i in (1, 2)]))
+        self.kl.append(torch.stack([_kl(laws[0], laws[i]) for i in (1, 2)]))
 
     def _one_by_one(self, state: State, ids: Tensor) -> tuple[State, Tensor]:
         rows = [self.model.net.step(state.map(lambda x, i=i: x[i : i + 1]), ids[i : i + 1]) for i in range(self.pairs)]
@@ -130,6 +133,17 @@ class _Run:
         self.states = [self.model.like.unflatten(kept[f"state{i}"].to(device)) for i in range(3)]
         self.logits = [kept[f"logits{i}"].to(device) for i in range(3)]
         self.differ, self.kl = list(kept["differ"]), list(kept["kl"])
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) (b,) of log laws (b, v), also where it is far below the rounding of either.
+
+    The sum of p (e^d - 1 - d) with d = q - p has no negative term, as both laws sum to one.
+    """
+    d = q - p
+    each = torch.where(d.abs() < 1e-4, d * d * (0.5 + d / 6), torch.expm1(d) - d)
+    # A token that p rules out counts with all of q.
+    return torch.where(p > -math.inf, p.exp() * each, q.exp()).sum(1)
 
 
 def _disturbed(x: Tensor, size: float, generator: torch.Generator) -> Tensor:
@@ -166,11 +180,12 @@ def _result(differ: Tensor, kl: Tensor, settings: dict[str, object]) -> Result:
 
 
 def _rate(kl: Tensor, differ: Tensor) -> Tensor:
-    """Slope of the mean log KL per step, while no pair has parted."""
-    together = int((differ[:, 0].sum(1).cumsum(0) == 0).sum())
-    logs = kl[:together, 0].clamp(min=1e-300).log().mean(1)
+    """Slope of the mean log KL per step, while no pair has parted and every KL is well above rounding."""
+    quiet = (differ[:, 0] > 0).any(1) | (kl[:, 0] <= NOISE * kl[:, 1]).any(1) | (kl[:, 0] <= 0).any(1)
+    together = int((quiet.cumsum(0) == 0).sum())
     if together < 3:
         return torch.tensor(math.nan, dtype=torch.float64)
+    logs = kl[:together, 0].log().mean(1)
     t = torch.arange(together, dtype=torch.float64)
     t = t - t.mean()
     return (t * (logs - logs.mean())).sum() / (t * t).sum()

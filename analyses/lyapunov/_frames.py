@@ -55,12 +55,11 @@ def _diagonal(r: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
     With z_i = sum_j alpha_j z_j + R_ii q_i, rounding of all z leaves about eps (|z_i| + sum_j |alpha_j| |z_j|) in
     R_ii, and alpha_j = -S_ji R_ii for S the inverse of R: so R_ii is lost where sum_j |S_ji| |z_j| eps is near 1.
     """
-    diagonal, size = np.abs(r.diagonal()), np.sqrt((r * r).sum(0))
-    floor = np.finfo(np.float64).tiny
-    lost = diagonal <= max(floor, eps * ROUNDING) * size
-    if not lost.all() and len(r) > 1:
-        safe = r + np.diag(np.where(lost, np.where(size > 0, size, 1.0) * eps, 0.0))
-        inverse = np.linalg.inv(safe)
-        lost |= (np.abs(inverse) * size[:, None]).sum(0) * eps * ROUNDING >= 1
-    with np.errstate(divide="ignore"):
+    # Numbers of an orbit that diverges overflow here; the run refuses it.
+    with np.errstate(all="ignore"):
+        diagonal, size = np.abs(r.diagonal()), np.sqrt((r * r).sum(0))
+        lost = diagonal <= eps * ROUNDING * size
+        if not lost.all() and len(r) > 1:
+            safe = r + np.diag(np.where(lost, np.where(size > 0, size, 1.0) * eps, 0.0))
+            lost |= (np.abs(np.linalg.inv(safe)) * size[:, None]).sum(0) * eps * ROUNDING >= 1
         return np.log(diagonal), lost

@@ -44,7 +44,7 @@ def two_trajectory(
 
     Args:
         map: ``x -> x``, or ``(x, u) -> x`` when driven.
-        state: where the orbit starts.
+        state: where the orbit starts; its dtype is that of the orbit, whole numbers and lists become float64.
         steps: measured steps.
         d0: distance of the trajectories; by default 1e-8 in float64, and a thousandth of the state's norm otherwise.
         inputs: as for `spectrum`.

@@ -65,7 +65,9 @@ class Matrices:
         eps = torch.finfo(now.state.dtype).eps
         for i in intervals:
             for t in range(i.first - first, i.first - first + i.count):
-                frames = [matrices[t] @ z for z in frames]
+                # An orbit that diverges is refused by the run, in a sentence.
+                with np.errstate(over="ignore", invalid="ignore"):
+                    frames = [matrices[t] @ z for z in frames]
             for number in range(len(frames) if i.both else 1):
                 if not np.isfinite(frames[number]).all():
                     break

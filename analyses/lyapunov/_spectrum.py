@@ -14,7 +14,7 @@ from ssmlens.analyses.lyapunov import _benettin as benettin
 from ssmlens.analyses.lyapunov._checkpoint import digest
 from ssmlens.analyses.lyapunov._small import SMALL, Matrices, jacobians
 from ssmlens.analyses.lyapunov._statistics import describe
-from ssmlens.analyses.lyapunov._tangent import Push, as_state, pushing
+from ssmlens.analyses.lyapunov._tangent import Push, pushing, widest
 from ssmlens.errors import SsmlensError
 
 __all__ = ["Inputs", "drive", "settle", "spectrum"]
@@ -56,7 +56,7 @@ def spectrum(
 
     Args:
         map: ``x -> x``, or ``(x, u) -> x`` when driven; x has the shape of ``state``, which may be any.
-        state: where the orbit starts. float32 stays float32; whole numbers and lists become float64.
+        state: where the orbit starts; computed in float64 wherever the map takes it, else in its own dtype.
         steps: measured steps.
         k: exponents, at most the dimensions of the state; all of them by default.
         inputs: u of each step, the discarded ones first: a sequence, a tensor with time first, or a function of the
@@ -84,20 +84,21 @@ def spectrum(
     Raises:
         SsmlensError: for a map of another shape than its state, too few inputs, or an orbit that diverges.
     """
-    start = as_state(state)
     if not dt > 0:
         raise SsmlensError(f"dt is above 0, got {dt}")
+    discard = settle(steps, inputs) if discard is None else discard
+    at = drive(inputs, discard + steps)
+    start = widest(map, state, at(0))
     if k is None and start.numel() > MOST:
         raise SsmlensError(f"the state has {start.numel()} dimensions: say how many exponents with k")
     plan = benettin.Plan(
         k=start.numel() if k is None else k,
-        discard=settle(steps, inputs) if discard is None else discard,
+        discard=discard,
         steps=steps,
         every=every,
         seed=seed,
         control=control,
     )
-    at = drive(inputs, plan.discard + plan.steps)
     first = [at(t) for t in range(min(3, plan.discard + plan.steps))]
     step, push, chosen = pushing(map, start, first, derivative)
     settings: dict[str, Any] = {"study": "spectrum", "derivative": chosen}

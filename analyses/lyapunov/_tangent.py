@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ssmlens.errors import SsmlensError, brief
 
-__all__ = ["DERIVATIVES", "Push", "as_state", "load_forward_mode", "plain_step", "pushing"]
+__all__ = ["DERIVATIVES", "Push", "as_state", "load_forward_mode", "plain_step", "pushing", "widest"]
 
 DERIVATIVES = ("auto", "forward", "difference")
 """How a map is differentiated; "auto" is forward mode wherever it proves right."""
@@ -43,6 +43,20 @@ def as_state(state: Any) -> Tensor:
     if not bool(x.isfinite().all()):
         raise SsmlensError("the state holds NaN or infinite numbers")
     return x.clone()
+
+
+def widest(function: Callable[..., Any], state: Any, u: Any) -> Tensor:
+    """A state in float64 where the map takes it, and as it was given where it does not (a float32 network, say)."""
+    x = as_state(state)
+    if x.dtype == torch.float64:
+        return x
+    try:
+        plain_step(function, x.double(), u)
+    except SsmlensError:
+        raise
+    except Exception:
+        return x
+    return x.double()
 
 
 def pushing(

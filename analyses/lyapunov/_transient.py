@@ -15,7 +15,7 @@ from ssmlens.analyses.lyapunov._checkpoint import digest
 from ssmlens.analyses.lyapunov._gain import Section, largest_gain, squared_size
 from ssmlens.analyses.lyapunov._model import NO_CACHE, Model, Prompt
 from ssmlens.analyses.lyapunov._spectrum import Inputs, drive
-from ssmlens.analyses.lyapunov._tangent import as_state, load_forward_mode, plain_step
+from ssmlens.analyses.lyapunov._tangent import load_forward_mode, plain_step, widest
 from ssmlens.errors import PromptError, SsmlensError
 from ssmlens.lens import Lens
 
@@ -181,9 +181,9 @@ def _of_map(
 ) -> tuple[list[int], Stretches, dict[str, Any], tuple[str, ...]]:
     if state is None:
         raise SsmlensError("a map needs the state that its orbit starts from")
-    x = as_state(state)
     at = [discard + i * longest for i in range(starts)]
     u = drive(inputs, at[-1] + longest)
+    x = widest(function, state, u(0))
     step, orbit = plain_step(function, x, u(0)), {}
     with torch.no_grad():
         now = x

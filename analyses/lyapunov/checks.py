@@ -47,12 +47,12 @@ def _part(found: Callable[[], Result], index: int, exact: float) -> Callable[[],
 
 def _volume_lorenz() -> tuple[float, float]:
     """The sum of the exponents against the mean log determinant of the same orbit's Jacobians."""
-    found = spectrum(systems.lorenz, [1.0, 1.0, 20.0], 500, discard=0, dt=0.01, control=False)
+    found = spectrum(systems.lorenz, [1.0, 1.0, 20.0], 100, discard=0, dt=0.01, control=False)
     x, total = torch.tensor([1.0, 1.0, 20.0], dtype=torch.float64), 0.0
-    for _ in range(500):
+    for _ in range(100):
         total += float(torch.linalg.slogdet(torch.autograd.functional.jacobian(systems.lorenz, x)).logabsdet)
         x = systems.lorenz(x)
-    return found.settings["sum"], total / 500 / 0.01
+    return found.settings["sum"], total / 100 / 0.01
 
 
 def _diagonal() -> tuple[float, float]:
@@ -147,8 +147,8 @@ def _gain() -> tuple[float, float]:
 
 
 def _pair() -> tuple[float, float]:
-    return float(two_trajectory(systems.henon, [0.1, 0.1], 10_000).value), float(
-        spectrum(systems.henon, [0.1, 0.1], 10_000, control=False).value[0]
+    return float(two_trajectory(systems.henon, [0.1, 0.1], 2000).value), float(
+        spectrum(systems.henon, [0.1, 0.1], 2000, control=False).value[0]
     )
 
 

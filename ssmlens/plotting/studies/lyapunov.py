@@ -15,6 +15,9 @@ __all__ = ["closed", "divergence", "gain", "latent", "stack", "summary"]
 
 _SMALL = 8.0
 _BLUE, _ORANGE, _RED = "#3263c3", "#de9212", "#db5c6c"
+_TINY = 1e-20
+"""KL below which nothing is drawn: it is rounding."""
+
 _LEVELS = {
     "latent": "latent: gates frozen",
     "stack": "stack: text given",
@@ -170,7 +173,7 @@ def closed(found: Any) -> Figure:
         alpha=0.15,
         linewidth=0,
     )
-    axes.plot(warm, found.control["frozen_gates"][:, 0], "--", color=_ORANGE, label="largest with gates frozen")
+    axes.plot(warm, found.control["frozen_gates"][:, 0], "--", color=palette.MUTED, label="largest with gates frozen")
     if len(warm) > 1:
         axes.set_xscale("log")
     axes.set_xticks(warm, [f"{x:g}" for x in warm])
@@ -204,7 +207,7 @@ def divergence(found: Any) -> Figure:
         ("rounding alone", found.control["rounding_kl"], palette.MUTED),
     ):
         kl = of.numpy()
-        bottom.plot(steps, np.where(kl > 0, kl, np.nan), color=colour, linewidth=1.1, label=name)
+        bottom.plot(steps, np.where(kl > _TINY, kl, np.nan), color=colour, linewidth=1.1, label=name)
     bottom.set_yscale("log")
     _axes(bottom, "token", "KL of the next token, nats")
     bottom.legend(fontsize=_SMALL, frameon=False)
