@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -162,6 +163,24 @@ def test_public_functions_are_documented() -> None:
         if inspect.isfunction(thing):
             assert "Args:" in thing.__doc__
             assert "Returns:" in thing.__doc__
+
+
+def test_every_public_name_is_on_a_page() -> None:
+    root = Path(__file__).resolve().parents[3]
+    pages = "".join((root / page).read_text() for page in ("docs/studies/memory.md", "analyses/README.md"))
+    for name in memory.__all__:
+        if inspect.isfunction(getattr(memory, name)):
+            assert f"`{name}`" in pages or f"### {name}(" in pages or f"and {name}(" in pages
+
+
+def test_the_commands_of_the_page_exist() -> None:
+    from typer.main import get_command
+
+    from ssmlens.cli.memory_commands import app
+
+    page = (Path(__file__).resolve().parents[3] / "docs" / "studies" / "memory.md").read_text()
+    named = set(re.findall(r"`(?:ssmlens )?memory (\w+)", page))
+    assert named == set(get_command(app).commands)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", zoo.names())
