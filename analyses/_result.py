@@ -87,6 +87,12 @@ class Result:
         """Shape of the value."""
         return tuple(self.value.shape)
 
+    def __float__(self) -> float:
+        """The number of a result that holds exactly one."""
+        if self.value.numel() != 1:
+            raise TypeError(f"{self.name} holds {self.value.numel()} numbers, not one: take them from value")
+        return float(self.value)
+
     def table(self) -> pd.DataFrame:
         """One row per entry: the labels of its axes, the value under the result's name, companions and controls.
 

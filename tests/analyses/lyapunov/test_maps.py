@@ -36,6 +36,12 @@ def test_kaplan_yorke(exponents: list[float], dimension: float, entropy: float) 
     assert float(found.columns["entropy_bound"]) == pytest.approx(entropy, abs=1e-12)
 
 
+def test_a_result_of_one_number_is_a_number() -> None:
+    assert float(lyapunov.kaplan_yorke([0.419, -1.623])) == pytest.approx(1.25816, abs=1e-5)
+    with pytest.raises(TypeError, match="holds 2 numbers"):
+        float(lyapunov.spectrum(systems.henon, [0.1, 0.1], 5))
+
+
 def test_kaplan_yorke_of_too_few_exponents_is_a_lower_bound() -> None:
     found = lyapunov.kaplan_yorke([0.5, 0.2], dimensions=10)
     assert float(found.value) == 2
