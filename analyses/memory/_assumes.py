@@ -6,9 +6,11 @@ from ssmlens.analyses._layers import Layers
 
 __all__ = [
     "CASCADE",
+    "COLLAPSE_CONTESTED",
     "CONSTANT_DECAY",
     "CONSTANT_DRIVE",
     "ENERGY_SHARE",
+    "FIDELITY_CONTESTED",
     "FROZEN",
     "GEOMETRIC_KERNEL",
     "KNOWN_COLLAPSE",
@@ -44,6 +46,15 @@ LINEAR_PROBE = (
     "variance, counts as not there."
 )
 TEACHER_FORCED = "The model reads this text and does not continue it: the numbers are those of texts like it."
+
+FIDELITY_CONTESTED = (
+    "Fidelity that falls with age is a property of any decaying recurrence; the paper that proposed ETMF and ECLMF was "
+    "rejected and has no code, and neither has been shown to follow what a model does on tasks."
+)
+COLLAPSE_CONTESTED = (
+    "That states collapse because they are too large to need forgetting rests on few points; states never visited in "
+    "training, the spectrum of A and a few unsaturated heads are rival accounts."
+)
 
 _TESTS = "tests/analyses/memory"
 POWER = f"constant decay a: a^(t - s) ({_TESTS}/test_retention.py::test_constant_decay)"

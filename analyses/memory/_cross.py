@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssmlens.analyses._ledger import Ledger, Progress
 from ssmlens.analyses._result import Result
-from ssmlens.analyses.memory._assumes import LINEAR_PROBE, PROJECTION, TEACHER_FORCED
+from ssmlens.analyses.memory._assumes import FIDELITY_CONTESTED, LINEAR_PROBE, PROJECTION, TEACHER_FORCED
 from ssmlens.analyses.memory._features import Whitened, of_tensor, whiten
 from ssmlens.analyses.memory._fidelity import ratios, truth_of
 from ssmlens.analyses.memory._material import Material, as_series, digest, gather
@@ -192,7 +192,8 @@ def _pair(wanted: Any, features: Any, rank: int, held_out: float, repeats: int, 
 
 def _about(parts: Split, confidence: float, repeats: int) -> dict[str, Any]:
     drawn = f"{confidence:.0%} percentile bootstrap over {parts.units} held-out {parts.unit}, {repeats} repeats"
-    return {"held_out_tokens": len(parts.test), "fitted_tokens": len(parts.fit), "interval": drawn}
+    about = {"held_out_tokens": len(parts.test), "fitted_tokens": len(parts.fit), "interval": drawn}
+    return {**about, "contested": FIDELITY_CONTESTED}
 
 
 def _r2(sums: list[list[float]], weights: Tensor, confidence: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssmlens.analyses._ledger import Ledger, Progress
 from ssmlens.analyses._result import Result
-from ssmlens.analyses.memory._assumes import LINEAR_PROBE, ONE_LEAKY_UNIT, TEACHER_FORCED
+from ssmlens.analyses.memory._assumes import FIDELITY_CONTESTED, LINEAR_PROBE, ONE_LEAKY_UNIT, TEACHER_FORCED
 from ssmlens.analyses.memory._features import whiten
 from ssmlens.analyses.memory._material import Material, checked_lags, gather
 from ssmlens.analyses.memory._probe import Decoder
@@ -116,6 +116,7 @@ def fidelity(
     numbers = [_statistics(part, controls, steps, weights, confidence) for part in found]
     drawn = f"{confidence:.0%} percentile bootstrap over {parts.units} held-out {parts.unit}, {repeats} repeats"
     settings |= {"held_out_tokens": len(parts.test), "fitted_tokens": len(parts.fit), "interval": drawn}
+    settings["contested"] = FIDELITY_CONTESTED
     return _result(material, chosen, steps, numbers, settings)
 
 

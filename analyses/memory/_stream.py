@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssmlens.analyses._ledger import Progress
 from ssmlens.analyses._result import Result
-from ssmlens.analyses.memory._assumes import KNOWN_COLLAPSE, TEACHER_FORCED
+from ssmlens.analyses.memory._assumes import COLLAPSE_CONTESTED, KNOWN_COLLAPSE, TEACHER_FORCED
 from ssmlens.analyses.memory._mitigate import rescaled
 from ssmlens.analyses.memory._remembrance import prompt_ids
 from ssmlens.lens import Lens
@@ -109,6 +109,7 @@ def state_stream(
     value = variance.transpose(1, 2).reshape(shape)
     about = {"model": lens.name, "fingerprint": lens.fingerprint, "dtype": str(lens.dtype), "tokens": ids.shape[1]}
     about |= {"train_length": train_length, "bucket": bucket, "forget": forget, "insert": insert, "clip": clip}
+    about["contested"] = COLLAPSE_CONTESTED
     return Result(
         name="state_variance",
         value=value,

@@ -155,6 +155,8 @@ def emit(
         print(f"interval: {result.settings['interval']}")
     for sentence in result.assumes:
         print(f"assumes: {sentence}")
+    if "contested" in result.settings:
+        print(f"contested: {result.settings['contested']}")
     for target in out or []:
         print(f"wrote {target}")
 

@@ -16,13 +16,13 @@ from ssmlens.recurrence import Recurrence
 
 
 def test_one_leaky_unit() -> None:
-    a, lags, length = 0.8, [0, 1, 2, 4, 8], 6000
+    a, lags, length = 0.8, [0, 1, 2, 4, 8], 4000
     value = torch.randn(1, length, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ones = torch.ones_like(value)
     rec = Recurrence(cases.ScanInputs(value=value, write=ones, read=ones, log_decay=ones * math.log(a)))
     found = memory.recall_by_age(rec, lags=lags)
     exact = torch.tensor([(1 - a * a) * a ** (2 * k) for k in lags], dtype=torch.float64)
-    torch.testing.assert_close(found.value, exact, rtol=0, atol=0.04)
+    torch.testing.assert_close(found.value, exact, rtol=0, atol=0.05)
     # The energies of 48 places, of squares that spread by sqrt(2): within four standard errors.
     torch.testing.assert_close(found.columns["predicted"], exact, rtol=4 * math.sqrt(2 / 48), atol=0.02)
     assert found.columns["rank_correlation"].item() > 0.85
@@ -58,7 +58,7 @@ def test_shares_by_plain_loops(form: str) -> None:
 
 def test_a_trace_has_a_curve_for_each_layer() -> None:
     lens = ssmlens.load(tiny_mamba1(hidden_size=16, state_size=4), tokenizer=tiny_tokenizer(), dtype=torch.float64)
-    ids = torch.randint(0, 256, (10, 50), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 256, (8, 40), generator=torch.Generator().manual_seed(0))
     found = memory.recall_by_age(lens.trace(ids), lags=[0, 1, 2, 4, 8])
     assert found.dims == ("layer", "lag")
     assert found.columns["predicted"].shape == (3, 5)

@@ -58,6 +58,7 @@ def test_fidelity_prints_and_writes_what_the_study_finds(run: Call, folder: str,
     code, out, _ = run("fidelity", "--lags", "0,1", "--rank", 16, "--layer", 1)
     assert code == 0
     assert "percentile bootstrap" in out
+    assert "contested: " in out
     assert [line.split()[:2] for line in out.splitlines()[2:4]] == [["1", "0"], ["1", "1"]]
 
 
