@@ -197,7 +197,7 @@ def test_an_error_above_the_tolerance_is_said_everywhere(
     # The study of half-lives refuses such a trace; the other panels still draw.
     app = page(folder="two", **{**LOCAL, "at": "states"}).run()
     assert any("above the tolerance" in complaint for complaint in messages(app)[1:])
-    assert len(app.code) == 1
+    assert len(app.code) == 2
 
 
 def test_a_changed_folder_is_another_model(page: Callable[..., Any], tmp_path: Path, traced: list[int]) -> None:
