@@ -37,7 +37,7 @@ def _percent(x: float) -> str:
 
 def _recall(log: dict[str, Any]) -> str:
     found, config = log["measured"], log["recipe"]["config"]
-    rows = ((r["pairs"], _share(r), _percent(r["chance"])) for r in found["loads"])
+    rows = ((r["pairs"], _share(r), _percent(r["law"]), _percent(r["chance"])) for r in found["loads"])
     trained = ", ".join(f"{_share(r)} with {r['pairs']} pairs" for r in found["trained"])
     half = found["half_load"]
     crossing = (
@@ -48,10 +48,11 @@ def _recall(log: dict[str, Any]) -> str:
     text = f"""Multi-query associative recall (`tasks.MQAR`) with {config["state_size"]} states a head. At the trained
 length of 64: {trained}. At {found["loads"][0]["length"]} tokens, which it was not trained on:
 
-{_table(("pairs", "accuracy", "1 / pairs"), rows)}
+{_table(("pairs", "accuracy", "load law", "1 / pairs"), rows)}
 
-{crossing}; the load law K* = N H P / (2 ln V) of an associative memory with random keys puts that at
-{found["law_load"]:g}, taking the heads, which share their keys, as one memory."""
+{crossing}. The load law is that of an associative memory with random keys (`capacity.hebbian_load`), taking the heads,
+which share their keys, as one memory of {config["state_size"]} by {config["num_heads"] * config["head_dim"]} numbers;
+for large states it puts one half at K* = N H P / (2 ln V) = {found["law_load"]:g}."""
     if log["rates"]:
         window = [
             (f"{r['rate']:g}", f"{r['loss']:.4f}", *(_share(x) for x in r["measured"]["trained"])) for r in log["rates"]
@@ -148,9 +149,9 @@ def _recipe(log: dict[str, Any]) -> str:
     return (
         "\n".join(stages) + f"\n\nAdamW(0.9, 0.95), peak learning rate {recipe['rate']:g}, {recipe['warmup']} steps of "
         f"warm-up, then a cosine to 2 %; weight decay {recipe['weight_decay']:g}, gradient norm clipped at 1, seed "
-        f"{recipe['seed']}; {log['seconds']:.0f} s on one busy core of a {where['device']} (torch {where['torch']}, "
-        f"transformers {where['transformers']}). Last loss {log['loss'][-1]['loss']:g}.{start}{noise}\n\n"
-        f"Configuration: {config}."
+        f"{recipe['seed']}; {log['seconds']:.0f} s on one core of a {where['device']}; measured with torch "
+        f"{where['torch']}, transformers {where['transformers']}. Last loss {log['loss'][-1]['loss']:g}.{start}{noise}"
+        f"\n\nConfiguration: {config}."
     )
 
 

@@ -78,13 +78,24 @@ def _recall(plan: Organism, model: Any) -> dict[str, Any]:
     assert isinstance(task, MQAR)
     values = len(task.answers)
     channels = config["num_heads"] * config["head_dim"]
-    table = [{"length": LOAD_LENGTH, "pairs": k, **accuracy(model, MQAR(LOAD_LENGTH, k))} for k in LOADS]
+    law = load_law(config["state_size"], channels, values)
+    table = [
+        {"length": LOAD_LENGTH, "pairs": k, **accuracy(model, MQAR(LOAD_LENGTH, k)), "law": share}
+        for k, share in zip(LOADS, law)
+    ]
     trained = [{"length": 64, "pairs": k, **accuracy(model, MQAR(64, k))} for k in (4, 8, 16)]
     # One state of N x (H P) numbers, since the heads share their keys; and K* = N H P / (2 ln V).
     return {
         "loads": table, "trained": trained, "half_load": round(_crossing(table), 2),
         "law_load": round(config["state_size"] * channels / (2 * math.log(values)), 2),
     }  # fmt: skip
+
+
+def load_law(states: int, channels: int, values: int) -> list[float]:
+    """Accuracy at each of LOADS of an associative memory of so many states and channels with random keys."""
+    from ssmlens.analyses import capacity
+
+    return [round(float(x), 4) for x in capacity.hebbian_load(states, channels, values, LOADS).value]
 
 
 def _crossing(table: list[dict[str, Any]], level: float = 0.5) -> float:

@@ -96,12 +96,12 @@ LORENZ = (
 )  # fmt: skip
 
 
-_LARGE = Organism("organism-recall-n16", "recall", "mamba2", _mamba2(MQAR(), 16), RECALL, 5e-3, others=(1e-3, 2e-2))
+_BASE = Organism("organism-recall-base", "recall", "mamba2", _mamba2(MQAR(), 16), RECALL, 5e-3, others=(1e-3, 2e-2))
 
 
 def _recall(n: int) -> Organism:
-    """A smaller state that starts from the strongest n of the 16: from nothing it may never find the binding."""
-    plan = replace(_LARGE, name=f"organism-recall-n{n}", config=_mamba2(MQAR(), n), others=(), start=_LARGE.name)
+    """Goes on from the base with its strongest n states: from nothing a small state may never find the binding."""
+    plan = replace(_BASE, name=f"organism-recall-n{n}", config=_mamba2(MQAR(), n), others=(), start=_BASE.name)
     return replace(plan, stages=(replace(LOADED, steps=500),))
 
 
@@ -115,10 +115,11 @@ _SHORT = Organism("organism-passkey-short", "passkey", "mamba2", _mamba2(Passkey
 ORGANISMS: dict[str, Organism] = {
     plan.name: plan
     for plan in (
-        _LARGE,
-        _recall(8),
-        _recall(4),
+        _BASE,
         _recall(2),
+        _recall(4),
+        _recall(8),
+        _recall(16),
         _sign("organism-parity-signed", -1.0),
         _sign("organism-parity-positive", 0.0),
         Organism("organism-parity-mamba2", "parity", "mamba2", _mamba2(Parity(), 8, d=32), PARITY, 5e-3),
