@@ -94,7 +94,7 @@ def drive(
 
 def _vectors(lens: Lens, u: Tensor, component: int) -> Tensor:
     """(t, d) embeddings' mean plus u times a principal component, in the model's dtype."""
-    weight = lens.model.get_input_embeddings().weight.detach().double().cpu()  # type: ignore[operator, union-attr]
+    weight = lens.model.get_input_embeddings().weight.detach().double().cpu()  # type: ignore[operator]
     mean = weight.mean(0)
     _, spread, directions = torch.linalg.svd(weight - mean, full_matrices=False)
     if not 0 <= component < len(spread):

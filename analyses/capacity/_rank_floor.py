@@ -74,10 +74,12 @@ def rank_floor(
 
     Returns:
         Result with axes (layer, reading, rank): the metric over positions from the cut on. Columns: ``low`` and
-        ``high``, a 95 % percentile bootstrap over rows; ``floor``, the smallest rank of the grid from which on the
-        metric stays within ``tolerance`` of the untruncated one, with ``floor_low`` and ``floor_high`` from the same
-        draws (NaN: no rank of the grid does); ``kept_energy``, the share of the squared singular values in the first r;
-        ``logit_difference``, the largest from the untouched logits. Controls: ``untruncated`` and ``full_rank``.
+        ``high``, a 95 % percentile bootstrap over rows; ``change`` from the untruncated metric, with ``change_low`` and
+        ``change_high`` from the same draws, so that what the rows have in common drops out; ``floor``, the smallest
+        rank of the grid from which on the change stays within ``tolerance``, with ``floor_low`` and ``floor_high``
+        from the same draws (NaN: no rank of the grid does); ``kept_energy``, the share of the squared singular values
+        in the first r; ``logit_difference``, the largest from the untouched logits. Controls: ``untruncated`` and
+        ``full_rank``.
 
         "loss" is the mean negative log likelihood of the targets in nats, "accuracy" the share of targets with the
         largest logit, "kl" the mean divergence of the next-token law from the untouched one in nats, "agreement" the
@@ -90,6 +92,8 @@ def rank_floor(
     _check(per, readings, tolerance)
     if isinstance(source, Recurrence):
         return _of_recurrence(source, metric, r_grid, token_cut, centred, per, tolerance, seed)
+    if not isinstance(source, Lens):
+        raise ValueError(f"pass a Lens, as ssmlens.load(model) makes it, or a Recurrence, not {type(source).__name__}")
     if prompt is None:
         raise ValueError("give a prompt: the rank floor of a model is measured on texts")
     trace = source.trace(prompt).check()
@@ -218,9 +222,11 @@ def _result(
     value, exact = _ratio(found.sum(-1)), _ratio(untouched.sum(-1))
     drawn = _ratio((found @ counts.mT).movedim(-1, 0))  # (draws, ..., ranks)
     drawn_exact = _ratio((untouched @ counts.mT).movedim(-1, 0))
-    floors = _floor(drawn - drawn_exact.reshape(-1, *[1] * (drawn.ndim - 1)), ranks, tolerance)
+    change = drawn - drawn_exact.reshape(-1, *[1] * (drawn.ndim - 1))
+    floors = _floor(change, ranks, tolerance)
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
     low, high = drawn.nanquantile(ends, dim=0)
+    change_low, change_high = change.nanquantile(ends, dim=0)
     # A draw without a floor lies above every rank.
     least, most = floors.nan_to_num(nan=torch.inf).quantile(ends, dim=0, interpolation="nearest")
     return Result(
@@ -229,6 +235,9 @@ def _result(
         columns={
             "low": low,
             "high": high,
+            "change": value - exact,
+            "change_low": change_low,
+            "change_high": change_high,
             "floor": _floor(value - exact, ranks, tolerance)[..., None],
             "floor_low": least[..., None],
             "floor_high": most[..., None],

@@ -181,11 +181,11 @@ def rank_floor(
     emit(result, about, out, json, _FLOOR | {name: name}, f"state truncated before token {about['cut']}", _FLOOR_LEGEND)
 
 
-_FLOOR = {"layer": "layer", "reading": "reading", "rank": "rank", "low": "low", "high": "high"}
-_FLOOR |= {"untruncated": "whole state", "floor": "floor", "kept_energy": "energy kept"}
+_FLOOR = {"layer": "layer", "reading": "reading", "rank": "rank", "change": "change", "change_low": "low"}
+_FLOOR |= {"change_high": "high", "untruncated": "whole state", "floor": "floor", "kept_energy": "energy kept"}
 _FLOOR_LEGEND = """\
-reading: rerun computes all above anew, frozen keeps dt, B and C above as they were; low to high: 95 % bootstrap over
-prompts; floor: the rank from which on the metric stays within --tolerance of that of the whole state"""
+reading: rerun computes all above anew, frozen keeps dt, B and C above as they were; change: from the whole state, low
+to high its 95 % bootstrap over prompts; floor: the rank from which on the change stays within --tolerance"""
 
 
 @app.command()
