@@ -100,9 +100,8 @@ def test_decays_that_are_no_numbers(run) -> None:
     assert "decays are numbers between 0 and 1" in run("stall", "--decays", "1.5", model=None)[2]
 
 
-@pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_every_command_draws(run, tmp_path, suffix) -> None:
-    for name in ("", "stall", "divergence"):
+def test_every_command_draws(run, tmp_path) -> None:
+    for name, suffix in (("", ".png"), ("stall", ".svg"), ("divergence", ".png")):
         path = tmp_path / f"figure{name}{suffix}"
         arguments = [name] * bool(name) + ["--out", path] + ["--state-dtypes", "fp8"] * (name == "divergence")
         code, out, _ = run(*arguments, model=None) if name == "stall" else run(*arguments)

@@ -128,9 +128,14 @@ def test_killed_half_way_it_goes_on(tmp_path, monkeypatch) -> None:
         precision.divergence(lens, IDS, **settings, resume=file, share=0.2)
 
 
-@pytest.mark.parametrize("name", ["mamba1-english", "mamba2-english"])
-def test_on_a_long_text_the_slow_heads_count_for_more_than_as_many_others(name: str) -> None:
-    lens = ssmlens.load(name)
+@pytest.mark.parametrize("name", ["mamba1-recall", "mamba2-recall"])
+def test_shipped_models_against_float32_itself(name: str) -> None:
+    found = precision.divergence(ssmlens.load(name), ssmlens.zoo.passage(name), ["fp8"], variants=("all", "rest"))
+    assert found.columns["mean"].min() > 1e3 * found.control["own_forward"].mean()
+
+
+def test_on_a_long_text_the_slow_heads_count_for_more_than_as_many_others() -> None:
+    lens = ssmlens.load("mamba2-english")
     text = (Path(ssmlens.zoo.__file__).parent / "passages" / "persuasion.txt").read_text(encoding="utf-8")[:1200]
     found = precision.divergence(lens, text, ["bfloat16"], variants=("slow", "random"))
     mean = dict(zip(found.coords["rounded"], found.columns["mean"][0, :, 0, 0].tolist()))
