@@ -70,6 +70,31 @@ def test_the_strip_takes_one_score_per_token() -> None:
         strip.show(["a", "b", "c"], [1, 2], title="", quantity="", dark=False, key="k")
 
 
+def test_a_page_sends_the_part_that_was_asked_for(matrix: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssmlens.apps.components import heatmap
+
+    state: dict[str, Any] = {}
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(heatmap.st, "session_state", state)
+    monkeypatch.setattr(heatmap, "_component", lambda: lambda **given: sent.append(given))
+
+    def show(layer: int) -> dict[str, Any]:
+        caption = Caption(layer=layer, reduction="mean")
+        heatmap.show(matrix, TOKENS, caption, target=5, dark=False, key="map", most=7)
+        return sent[-1]["data"]
+
+    assert show(1)["factor"] == 3
+    state["map"] = {"window": [4, 2, 6]}
+    sent[-1]["on_window_change"]()
+    assert (show(1)["window"], show(1)["factor"]) == ([4, 2, 6], 1)
+    # Another map is shown whole, and a window beyond the map is none.
+    assert show(2)["window"] == [0, 0, N]
+    for wrong in ([-1, 0, 5], [15, 0, 6], [0, 0, 0]):
+        state["map"] = {"window": wrong}
+        sent[-1]["on_window_change"]()
+        assert show(2)["window"] == [0, 0, N]
+
+
 @pytest.fixture(scope="module")
 def widget(browser: Any) -> Iterator[Any]:
     """The module as a notebook runs it, over a model that is plain JavaScript."""
