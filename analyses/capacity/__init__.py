@@ -11,6 +11,7 @@ from __future__ import annotations
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.capacity._associative import effective_bits, hebbian_load
 from ssmlens.analyses.capacity._collapse import BY, collapse, collapse_onset
+from ssmlens.analyses.capacity._copied import copied_bits
 from ssmlens.analyses.capacity._drive import LAWS, drive
 from ssmlens.analyses.capacity._linear_memory import memory_capacity
 from ssmlens.analyses.capacity._linear_theory import fisher_memory, memory_capacity_exact
@@ -32,6 +33,7 @@ __all__ = [
     "Result",
     "collapse",
     "collapse_onset",
+    "copied_bits",
     "drive",
     "effective_bits",
     "effective_state_size",

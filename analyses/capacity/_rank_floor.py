@@ -12,7 +12,7 @@ from ssmlens.analyses._ledger import Progress
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.capacity._metrics import METRICS, Score, make_score
 from ssmlens.analyses.capacity._rank_statistics import PER
-from ssmlens.analyses.capacity._truncation import Truncation, rerun, run_recurrence
+from ssmlens.analyses.capacity._truncation import Truncation, rank_grid, rerun, run_recurrence, token_of
 from ssmlens.lens import Lens
 from ssmlens.recurrence import Recurrence
 from ssmlens.trace import Trace
@@ -100,11 +100,11 @@ def rank_floor(
     listed = [layer] if isinstance(layer, int) else sorted(trace.mixers) if layer is None else [int(k) for k in layer]
     for k in listed:
         trace[k]  # raises when there is none
-    cut = _cut(token_cut, trace.lengths)
+    cut = token_of(token_cut, trace.lengths)
     score = make_score(metric, trace, cut, targets)
     groups = [listed] if together else [[k] for k in listed]
     cuts = {k: Truncation.of(trace[k].recurrence, cut, centred, per) for k in listed}
-    ranks = _ranks(r_grid, max(x.rank for x in cuts.values()))
+    ranks = rank_grid(r_grid, max(x.rank for x in cuts.values()))
     found, apart = _runs(source, trace, cut, groups, cuts, ranks, list(readings), score, progress)
     energies = torch.stack([torch.stack([cuts[k].energy(ranks) for k in group]).mean(0) for group in groups])
     return _result(
@@ -181,9 +181,9 @@ def _of_recurrence(
 ) -> Result:
     if not callable(metric):
         raise ValueError("a recurrence has no logits: give a function of its outputs (b, t, h, p) as the metric")
-    cut = _cut(token_cut, rec.real_lengths)
+    cut = token_of(token_cut, rec.real_lengths)
     truncation = Truncation.of(rec, cut, centred, per)
-    ranks = _ranks(r_grid, truncation.rank)
+    ranks = rank_grid(r_grid, truncation.rank)
     score = Score.of(metric, rec.batch)
     found = torch.stack([score(run_recurrence(rec, cut, truncation.to(r))) for r in ranks])
     return _result(
@@ -273,24 +273,6 @@ def _apart(logits: Tensor, untouched: Tensor, cut: int, lengths: Tensor) -> floa
     real = torch.arange(logits.shape[1], device=logits.device) < lengths.to(logits.device)[:, None]
     difference = (logits.double() - untouched.double()).abs().amax(-1)
     return float(difference[:, cut:].where(real[:, cut:], 0.0).max())
-
-
-def _ranks(r_grid: Sequence[int] | None, full: int) -> list[int]:
-    if r_grid is None:
-        steps = [0, 1, 2, 3, 4] + [x for k in range(1, 16) for x in (3 * 2**k, 4 * 2**k)]
-        return sorted({*(r for r in steps if r < full), full})
-    ranks = sorted({int(r) for r in r_grid})
-    if not ranks or ranks[0] < 0:
-        raise ValueError(f"r_grid lists ranks from 0, got {list(r_grid)}")
-    return ranks
-
-
-def _cut(token_cut: int | None, lengths: Tensor) -> int:
-    shortest = int(lengths.min())
-    cut = shortest // 2 if token_cut is None else int(token_cut)
-    if not 1 <= cut < shortest:
-        raise ValueError(f"token_cut {cut} leaves no tokens on one side: the shortest row has cuts 1 to {shortest - 1}")
-    return cut
 
 
 def _check(per: str, readings: Sequence[str], tolerance: float) -> None:

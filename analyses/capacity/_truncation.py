@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from ssmlens.recurrence import Recurrence
 from ssmlens.tap import ScanCall, tapping
 from ssmlens.trace import Trace
 
-__all__ = ["Truncation", "rerun", "run_recurrence"]
+__all__ = ["Truncation", "rank_grid", "rerun", "run_recurrence", "token_of"]
 
 
 @dataclass(frozen=True)
@@ -129,3 +129,23 @@ def _run(inputs: ScanInputs, cut: int, state: Tensor) -> tuple[Tensor, Tensor]:
     before, _ = scan.run(inputs.slice(0, cut))
     after, final = scan.run(inputs.slice(cut, inputs.length).replace(initial=state))
     return torch.cat([before, after], dim=1), final
+
+
+def rank_grid(r_grid: Sequence[int] | None, full: int) -> list[int]:
+    """Increasing ranks; by default 0, 1, 2, 3, 4, 6, 8... to the full one."""
+    if r_grid is None:
+        steps = [0, 1, 2, 3, 4] + [x for k in range(1, 16) for x in (3 * 2**k, 4 * 2**k)]
+        return sorted({*(r for r in steps if r < full), full})
+    ranks = sorted({int(r) for r in r_grid})
+    if not ranks or ranks[0] < 0:
+        raise ValueError(f"r_grid lists ranks from 0, got {list(r_grid)}")
+    return ranks
+
+
+def token_of(token_cut: int | None, lengths: Tensor) -> int:
+    """The cut; by default half of the shortest row."""
+    shortest = int(lengths.min())
+    cut = shortest // 2 if token_cut is None else int(token_cut)
+    if not 1 <= cut < shortest:
+        raise ValueError(f"token_cut {cut} leaves no tokens on one side: the shortest row has cuts 1 to {shortest - 1}")
+    return cut

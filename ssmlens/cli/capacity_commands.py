@@ -264,5 +264,5 @@ def _windows(lens: Lens, prompt: Any, length: int, prompts: int) -> tuple[Any, N
     return ids[: count * length].reshape(count, length), None, None
 
 
-for _command in (capacity_memory.memory, capacity_memory.processing, capacity_memory.load):
+for _command in (capacity_memory.memory, capacity_memory.processing, capacity_memory.load, capacity_memory.bits):
     app.command()(_command)

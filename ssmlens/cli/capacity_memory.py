@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ssmlens.analyses._result import Result
     from ssmlens.lens import Lens
 
-__all__ = ["load", "memory", "processing"]
+__all__ = ["bits", "load", "memory", "processing"]
 
 Out = Annotated[
     Path | None,
@@ -137,6 +137,42 @@ def load(
     half = float(result.columns["half_load"])
     about = {"d_state": d_state, "channels": channels, "vocabulary": vocabulary, "half_load": half}
     emit(result, about, out, json, names, f"K* = {half:.4g} pairs", "low to high: 95 % of the simulation")
+
+
+def bits(
+    model: o.Model = "organism-copy",
+    lengths: Annotated[str, typer.Option(metavar="N,N,...", help="Symbols of a string.")] = "2,4,8,12,16,20,24,32",
+    symbols: Annotated[int, typer.Option(help="Different symbols.")] = 16,
+    trials: Annotated[int, typer.Option(help="Random strings of each length.")] = 200,
+    level: Annotated[float, typer.Option(help="Share of whole strings that counts as copied.")] = 0.9,
+    seed: Seed = 0,
+    out: Out = None,
+    dtype: o.Dtype = "float32",
+    device: o.Device = "cpu",
+    json: o.Json = False,
+) -> None:
+    """Bits that a copying model holds: the longest random string it copies whole, against the bits of its state."""
+    output.check_target(out, (*TABLES, *FIGURES))
+    wanted = numbers(lengths, "--lengths") or []
+    from ssmlens.analyses import capacity as study
+
+    lens = o.open_lens(model, dtype, device)
+    with sentences(), output.progress(json) as step:
+        result = study.copied_bits(
+            lens, wanted, symbols, trials=trials, level=level, seed=seed,
+            progress=lambda done, total: step("copying strings", done, total),
+        )  # fmt: skip
+    save(result, out, "copied_bits")
+    names = {"length": "symbols", "copy_accuracy": "whole", "low": "low", "high": "high", "each": "each symbol"}
+    names |= {"chance": "chance", "bound": "bound"}
+    keys = ("effective_length", "effective_bits", "effective_bits_low", "effective_bits_high", "efficiency")
+    found = {k: float(result.columns[k].reshape(-1)[0]) for k in keys}
+    held = result.settings["elements"] * result.settings["bits"]
+    head = (
+        f"{found['effective_bits']:.4g} bits ({found['effective_bits_low']:.4g} to {found['effective_bits_high']:.4g})"
+    )
+    head += f" of {held} that the state has, {found['effective_length']:.3g} symbols at {level:.0%}"
+    emit(result, {"model": lens.name, **found}, out, json, names, head, "bound: the most that so many bits allow")
 
 
 def _named(result: Result, lens: Lens, layer: int, frozen: bool) -> Result:

@@ -14,6 +14,7 @@ from ssmlens.plotting.studies.capacity_memory import (
     BLUE,
     ORANGE,
     SMALL,
+    copied_bits,
     finish_axes,
     finish_legend,
     hebbian_load,
@@ -22,7 +23,17 @@ from ssmlens.plotting.studies.capacity_memory import (
     title_of,
 )
 
-__all__ = ["collapse", "hankel", "hebbian_load", "memory_capacity", "processing", "rank_floor", "ranks", "state_size"]
+__all__ = [
+    "collapse",
+    "copied_bits",
+    "hankel",
+    "hebbian_load",
+    "memory_capacity",
+    "processing",
+    "rank_floor",
+    "ranks",
+    "state_size",
+]
 
 _PURPLE, _RED = "#8459c3", "#db5c6c"
 _FEW = 4

@@ -15,6 +15,7 @@ __all__ = [
     "BLUE",
     "ORANGE",
     "SMALL",
+    "copied_bits",
     "finish_axes",
     "finish_legend",
     "hebbian_load",
@@ -107,6 +108,35 @@ def hebbian_load(found: Any) -> Figure:
     half = float(found.columns["half_load"])
     note = f"n = {s['d_state']}, p = {s['channels']}, V = {s['vocabulary']}: K* = {half:.0f}; decay {s['decay']:g}"
     return _finish(figure, axes, "A head as a sum of outer products", note)
+
+
+def copied_bits(found: Any) -> Figure:
+    """Share of strings copied whole against their bits, with the bound of the state.
+
+    Args:
+        found: a result of `capacity.copied_bits` or `capacity.effective_bits`.
+    """
+    bits = np.asarray(found.coords["length"]) * np.log2(found.settings["vocabulary"])
+    figure, axes = _figure(6.4, 4.0)
+    axes.plot(bits, found.value.numpy(), "o-", color=BLUE, markersize=4, linewidth=1.6, label="strings copied whole")
+    if "low" in found.columns:
+        axes.fill_between(
+            bits, found.columns["low"].numpy(), found.columns["high"].numpy(), color=BLUE, alpha=0.15, linewidth=0
+        )
+    if "each" in found.columns:
+        axes.plot(bits, found.columns["each"].numpy(), color=ORANGE, linewidth=1.2, label="symbols copied")
+    axes.axhline(found.settings["level"], color=palette.MUTED, linewidth=0.9, linestyle="--")
+    axes.axvline(float(found.columns["effective_bits"].reshape(-1)[0]), color=BLUE, linewidth=0.9, linestyle=":")
+    elements = found.settings["elements"]
+    held = None if elements is None else elements * found.settings["bits"]
+    if held is not None and held < 2 * bits.max():
+        axes.axvline(held, color=palette.NEVER, linewidth=1.0, label="bits of the state")
+    finish_axes(axes, "bits of a random string", "share")
+    finish_legend(axes)
+    note = f"dotted: {found.settings['level']:.0%} of the strings" + (
+        "" if held is None else f"; the state has {held} bits"
+    )
+    return _finish(figure, axes, title_of("Copied bits", found), note)
 
 
 def title_of(what: str, found: Any) -> str:

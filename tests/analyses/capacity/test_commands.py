@@ -63,6 +63,8 @@ def test_driven_models(capsys: pytest.CaptureFixture[str]) -> None:
         run(capsys, "processing", *RECALL, "--samples", "600", "--features", "16", "--lags", "5,4,3", "--json")
     )
     assert [row["degree"] for row in found["rows"]] == [1, 2, 3]
+    found = json.loads(run(capsys, "bits", "--lengths", "4,24", "--trials", "20", "--json"))
+    assert found["rows"][0]["copy_accuracy"] == 1
     assert "K* =" in run(capsys, "load", "--vocabulary", "32", "--simulate", "100")
 
 
@@ -111,6 +113,9 @@ def test_figures_say_what_they_show() -> None:
         "processing": drawn.processing(capacity.information_processing_capacity(states, u, lags=(9, 4, 2))),
         "tax": drawn.processing(capacity.selectivity_tax(states, states, u, lags=(9, 4, 2))),
         "load": drawn.hebbian_load(capacity.hebbian_load(8, 8, 16, simulate=50)),
+        "bits": drawn.copied_bits(
+            capacity.effective_bits([2, 4, 8], [1, 0.95, 0.2], 16, trials=50, elements=2, bits=16)
+        ),
         "collapse": drawn.collapse(capacity.collapse(lens, torch.arange(64)[None], 16, bucket=8)),
     }
     for name, figure in found.items():

@@ -13,6 +13,7 @@ from ssmlens.analyses.capacity.checks import random_recurrence
 from ssmlens.kernels import naive
 from ssmlens.kernels.inputs import ScanInputs
 from ssmlens.recurrence import Recurrence
+from ssmlens.tasks import Copy
 
 
 def test_ranks_by_hand() -> None:
@@ -157,3 +158,19 @@ def test_random_writes_fill_the_state_as_the_null_says() -> None:
     assert ratio.item() == pytest.approx(found.control["null"].mean().item(), rel=0.05)
     assert found.value.mean().item() == pytest.approx(ratio.item(), rel=0.15)
     assert found.columns["mean_energy"].max() < 0.1
+
+
+def test_bits_that_a_model_copies() -> None:
+    lens = ssmlens.load("organism-copy")
+    found = capacity.copied_bits(lens, [4, 8, 24], trials=60)
+    assert found.value[0] == 1
+    assert found.value[2] < 0.5
+    assert 32 <= found.columns["effective_bits"].item() < 96
+    # Two layers of 4 x 32 x 16 numbers, and three inputs of 160 channels in each convolution.
+    assert found.settings["elements"] == 2 * (4 * 32 * 16 + 3 * 160)
+    logits = lens.trace(Copy(8, 16).batch(60, 0).ids).logits
+    right = (logits[:, 8:, 1:17].argmax(-1) + 1 == Copy(8, 16).batch(60, 0).targets[:, 8:]).double()
+    assert found.columns["each"][1].item() == pytest.approx(right.mean().item())
+    assert (found.value <= found.control["bound"]).all()
+    with pytest.raises(ValueError, match="do not fit a vocabulary of 17"):
+        capacity.copied_bits(lens, [4], 64)
