@@ -15,7 +15,7 @@ from ssmlens.analyses.lyapunov._checkpoint import digest
 from ssmlens.analyses.lyapunov._model import NO_CACHE, FrozenGates, Model
 from ssmlens.analyses.lyapunov._spectrum import spectrum
 from ssmlens.analyses.lyapunov._statistics import BLOCKS, block_means, bootstrap
-from ssmlens.analyses.lyapunov._tangent import load_forward_mode
+from ssmlens.analyses.lyapunov._tangent import carried, load_forward_mode
 from ssmlens.errors import PromptError, SsmlensError
 from ssmlens.lens import Lens
 
@@ -120,8 +120,7 @@ def _one(
             return x
 
         with torch.no_grad():
-            after, moved = torch.func.vmap(lambda v: torch.func.jvp(ahead, (flat,), (v,)), out_dims=(None, 0))(tangents)
-        return after, moved
+            return carried(ahead, flat, tangents)
 
     about = {**settings, "temperature": temperature}
     growth = benettin.run(benettin.Pushed(advance), start, plan, about, resume, progress)

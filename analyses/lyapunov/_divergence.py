@@ -119,7 +119,9 @@ class _Run:
         self.kl.append(torch.stack([_kl(laws[0], laws[i]) for i in (1, 2)]))
 
     def _one_by_one(self, state: State, ids: Tensor) -> tuple[State, Tensor]:
-        rows = [self.model.net.step(state.map(lambda x, i=i: x[i : i + 1]), ids[i : i + 1]) for i in range(self.pairs)]
+        flat = state.flatten()
+        alone = [self.model.like.unflatten(flat[i : i + 1]) for i in range(self.pairs)]
+        rows = [self.model.net.step(own, ids[i : i + 1]) for i, own in enumerate(alone)]
         flat = torch.cat([after.flatten() for after, _ in rows])
         return self.model.like.unflatten(flat), torch.cat([logits for _, logits in rows])
 

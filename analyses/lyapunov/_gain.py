@@ -7,19 +7,27 @@ ever held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["PIECE", "Section", "largest_gain", "squared_size"]
+from ssmlens.analyses.lyapunov._tangent import slope
+
+__all__ = ["PIECE", "Advance", "Section", "largest_gain", "squared_size"]
 
 PIECE = 16
 """Steps that one backward pass goes through."""
 
 TOLERANCE = 1e-4
 """Relative change of the gain at which the iteration stops."""
+
+
+class Advance(Protocol):
+    def __call__(self, x: Tensor, first: int, count: int) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +39,7 @@ class Section:
         start: (r, n) states at step 0.
     """
 
-    advance: Callable[[Tensor, int, int], Tensor]
+    advance: Advance
     start: Tensor
 
     def pieces(self, steps: int) -> list[tuple[Tensor, int, int]]:
@@ -76,7 +84,7 @@ def largest_gain(section: Section, steps: int, iterations: int, seed: int) -> tu
 def _forwards(section: Section, pieces: Sequence[tuple[Tensor, int, int]], v: Tensor) -> Tensor:
     with torch.no_grad():
         for state, first, count in pieces:
-            _, v = torch.func.jvp(lambda x, a=first, n=count: section.advance(x, a, n), (state,), (v,))
+            _, v = slope(partial(section.advance, first=first, count=count), state, v)
     return v
 
 
@@ -96,6 +104,6 @@ def squared_size(section: Section, probes: int, seed: int) -> Tensor:
     with torch.no_grad():
         for _ in range(probes):
             v = torch.randint(2, section.start.shape, generator=generator).to(section.start) * 2 - 1
-            _, moved = torch.func.jvp(lambda x: section.advance(x, 0, 1), (section.start,), (v,))
+            _, moved = slope(partial(section.advance, first=0, count=1), section.start, v)
             total = total + moved.square().sum(1)
     return (total / probes).double().cpu()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ssmlens.analyses.lyapunov._benettin import Interval, Progress
 from ssmlens.analyses.lyapunov._frames import orthonormal_columns
+from ssmlens.analyses.lyapunov._tangent import slope
 
 __all__ = ["SMALL", "Jacobians", "Matrices", "jacobians"]
 
@@ -36,8 +37,8 @@ def jacobians(step: Callable[[Tensor, Any], Tensor], driven: bool) -> Jacobians:
 
     def one(x: Tensor, u: Any) -> tuple[Tensor, Tensor]:
         basis = torch.eye(x.numel(), dtype=x.dtype, device=x.device).view(-1, *x.shape)
-        y, columns = torch.func.vmap(lambda v: torch.func.jvp(lambda at: step(at, u), (x,), (v,)))(basis)
-        return y[0], columns.flatten(1).T
+        pair: Any = torch.func.vmap(lambda v: slope(lambda at: step(at, u), x, v))(basis)
+        return pair[0][0], pair[1].flatten(1).T
 
     return torch.func.vmap(one, in_dims=(0, 0 if driven else None))
 

@@ -13,7 +13,7 @@ from ssmlens.analyses.lyapunov import _benettin as benettin
 from ssmlens.analyses.lyapunov._checkpoint import digest
 from ssmlens.analyses.lyapunov._model import NO_CACHE, FrozenGates, Model, Prompt
 from ssmlens.analyses.lyapunov._statistics import describe
-from ssmlens.analyses.lyapunov._tangent import load_forward_mode
+from ssmlens.analyses.lyapunov._tangent import carried, load_forward_mode
 from ssmlens.errors import PromptError
 from ssmlens.lens import Lens
 
@@ -112,9 +112,6 @@ def _advance(model: Model) -> benettin.Advance:
             return model.forward(flat[None], vectors)[0]
 
         with torch.no_grad():
-            after, moved = torch.func.vmap(lambda v: torch.func.jvp(ahead, (state,), (v,)), out_dims=(None, 0))(
-                tangents
-            )
-        return after, moved
+            return carried(ahead, state, tangents)
 
     return advance

@@ -93,7 +93,9 @@ def describe(
             f"the tangents grow apart by e^{spread:.1f} between two re-orthonormalisations, more than a millionfold: "
             "the smallest exponents are sure only if a smaller `every` gives them again",
         )
-    value, dims, coords = mean, ("exponent",), {"exponent": list(range(1, len(mean) + 1))}
+    dims: tuple[str, ...] = ("exponent",)
+    value = mean
+    coords = {"exponent": list(range(1, len(mean) + 1))}
     if window is not None:
         starts, value = _windows(growth, window)
         value, dims = value[:, order] / dt, ("window", "exponent")

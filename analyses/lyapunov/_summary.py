@@ -86,7 +86,7 @@ def summary(
     loop = closed_loop(lens, prompt, b.steps, b.k, temperatures=(b.temperature,), **part("closed"))
     drawn = divergence(lens, prompt, b.steps, pairs=b.pairs, temperature=b.temperature, **part("divergence"))
     nan = math.nan
-    rows = {
+    rows: dict[str, list[Any]] = {
         "latent": [frozen.value.flatten()[where], *(frozen.columns[c].flatten()[where] for c in ("low", "high")), nan],
         "stack": [given.value[0], given.columns["low"][0], given.columns["high"][0], given.control["frozen_gates"][0]],
         "gain": [gain.value.max().log(), nan, nan, 0.0],

@@ -19,7 +19,17 @@ from torch import Tensor
 
 from ssmlens.errors import SsmlensError, brief
 
-__all__ = ["DERIVATIVES", "Push", "as_state", "load_forward_mode", "plain_step", "pushing", "widest"]
+__all__ = [
+    "DERIVATIVES",
+    "Push",
+    "as_state",
+    "carried",
+    "load_forward_mode",
+    "plain_step",
+    "pushing",
+    "slope",
+    "widest",
+]
 
 DERIVATIVES = ("auto", "forward", "difference")
 """How a map is differentiated; "auto" is forward mode wherever it proves right."""
@@ -108,22 +118,28 @@ def plain_step(function: Callable[..., Any], state: Tensor, first: Any) -> Calla
     return step
 
 
-def _together(step: Callable[[Tensor, Any], Tensor]) -> Push:
-    def push(x: Tensor, tangents: Tensor, u: Any) -> tuple[Tensor, Tensor]:
-        along = torch.func.vmap(
-            lambda v: torch.func.jvp(lambda at: step(at, u), (x,), (v,)), out_dims=(None, 0), randomness="same"
-        )
-        y, moved = along(tangents)
-        return y, moved
+def carried(function: Callable[[Tensor], Tensor], x: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    """function(x), and its derivative along each of the tangents (k, *x.shape), all through one evaluation."""
+    dims: Any = (None, 0)  # the value is the same for all
+    pair: Any = torch.func.vmap(lambda v: slope(function, x, v), out_dims=dims, randomness="same")(tangents)
+    return pair[0], pair[1]
 
-    return push
+
+def slope(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """function(x), and its derivative along v."""
+    pair: Any = torch.func.jvp(function, (x,), (v,))
+    return pair[0], pair[1]
+
+
+def _together(step: Callable[[Tensor, Any], Tensor]) -> Push:
+    return lambda x, tangents, u: carried(lambda at: step(at, u), x, tangents)
 
 
 def _one_by_one(step: Callable[[Tensor, Any], Tensor]) -> Push:
     """For maps whose Python code looks at numbers, which vmap forbids."""
 
     def push(x: Tensor, tangents: Tensor, u: Any) -> tuple[Tensor, Tensor]:
-        pairs = [torch.func.jvp(lambda at: step(at, u), (x,), (v,)) for v in tangents]
+        pairs = [slope(lambda at: step(at, u), x, v) for v in tangents]
         return pairs[0][0], torch.stack([moved for _, moved in pairs])
 
     return push

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def transient_gain(
 
         rows = []
         for tau in horizons:
-            rows.append(ledger.get(f"{number}/{tau}", lambda tau=tau: _one(section()[0], tau, iterations, seed)))
+            rows.append(ledger.get(f"{number}/{tau}", partial(_one, section, tau, iterations, seed)))
             if progress is not None:
                 progress(number * len(horizons) + len(rows), total)
         departure = ledger.get(f"{number}/henrici", lambda: _henrici(*section(), seed))
@@ -107,8 +108,8 @@ def transient_gain(
     return _result(source, horizons, at, found, settings, assumes)
 
 
-def _one(section: Section, tau: int, iterations: int, seed: int) -> list[float]:
-    gain, change, _ = largest_gain(section, tau, iterations, seed)
+def _one(section: Callable[[], tuple[Section, float]], tau: int, iterations: int, seed: int) -> list[float]:
+    gain, change, _ = largest_gain(section()[0], tau, iterations, seed)
     return [float(gain[0]), float(change[0])]
 
 

@@ -64,7 +64,7 @@ def _diagonal() -> tuple[float, float]:
 
     dt, A = draw(1, 400, 3), -(1 + 5 * draw(3, 4))
     inputs = ScanInputs(value=draw(1, 400, 3, 2), write=draw(1, 400, 1, 4), read=draw(1, 400, 1, 4), dt=dt, A=A)
-    exact = torch.stack([sum(dt[0, t, :, None] * A for t in range(400))])[0] / 400
+    exact = torch.stack([dt[0, t, :, None] * A for t in range(400)]).sum(0) / 400
     found = latent(Recurrence(inputs)).value[0]
     return float((found - exact).abs().max()), 0.0
 

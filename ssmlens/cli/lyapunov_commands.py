@@ -57,7 +57,7 @@ def lyapunov(
         result = study.summary(lens, prompt, budget, seed=seed, resume=resume, progress=_seldom(shown))
     studies.save(result, out, "lyapunov", "summary")
     frame = result.table()[["level", "lyapunov", "low", "high", "control"]]
-    rows = frame.to_dict("records")
+    rows: list[dict[Any, Any]] = frame.to_dict("records")
     if json:
         readings = {name: vars(reading) for name, reading in study.READING.items()}
         about = {k: result.settings[k] for k in ("tokens", "largest_gain", "parted", "rounding_parted")}
@@ -98,8 +98,9 @@ def latent(
 
     result = study.latent(found, window)
     studies.save(result, out, "lyapunov", "latent")
-    rows = []
-    for layer, part in result.table().groupby("layer"):
+    frame, rows = result.table(), []
+    for layer in result.coords["layer"]:
+        part = frame[frame["layer"] == layer]
         value = part[result.name]
         quantiles = {name: float(value.quantile(q)) for name, q in (("90 %", 0.9), ("median", 0.5), ("10 %", 0.1))}
         spread = float(part["window_std"].median())
@@ -286,7 +287,7 @@ def _rows(result: Result, names: dict[str, str]) -> list[dict[str, Any]]:
     whole = {"exponent", "horizon", "step", "start", "distinct"}
     rows = []
     for record in frame[[n for n in names if n in frame]].to_dict("records"):
-        rows.append({names[n]: int(x) if n in whole else float(x) for n, x in record.items()})
+        rows.append({names[str(n)]: int(x) if n in whole else float(x) for n, x in record.items()})
     return rows
 
 
