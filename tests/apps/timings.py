@@ -42,6 +42,8 @@ def main(model: str) -> None:
             page.goto(f"{url}/attention?model={model}")
             layer_changes(page)
             long_map(page)
+    spent = os.times()
+    print(f"processor time of server and browser {spent.children_user + spent.children_system:.0f} s, ", end="")
     print(f"load average of the last minute {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
