@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -42,9 +43,10 @@ def removal(
     Returns:
         Nats a token, (part, split), splits as in `SPLITS`. Columns: ``low`` and ``high``, 95 % of the block bootstrap
         over 20 stretches of the text, ``loss`` of the whole model, ``targets`` (how many tokens the mean is over),
-        ``layer`` and ``head`` (the first of a group; -1 for other parts). Control: ``mean_change``, the change when
-        the part gives its mean over the text's tokens instead of nothing: what is left of it without the constant
-        that the layers above are used to.
+        ``layer`` and ``head`` (the first of a group; -1 for other parts), and ``recall_excess`` with ``excess_low``
+        and ``excess_high``: the change on recall targets less that on the others, in bits. Control: ``mean_change``,
+        the change when the part gives its mean over the text's tokens instead of nothing: what is left of it without
+        the constant that the layers above are used to.
 
     Raises:
         SsmlensError: for an unknown part or an empty text.
@@ -66,13 +68,21 @@ def removal(
     value, low, high = (x.T for x in text.means(torch.stack(changes, dim=1)))
     controls = {"mean_change": text.means(torch.stack(means, dim=1))[0].T} if control else {}
     loss = text.means(base)[0]
+    excess = [x[:, None] / math.log(2) for x in text.excess(torch.stack(changes, dim=1))]
     return Result(
         name="loss_change",
         value=value,
         dims=("part", "split"),
         units="nats per token",
         coords={"part": [unit.label for unit in units], "split": list(SPLITS)},
-        columns={"low": low, "high": high, "loss": loss, "targets": text.masks.sum(1), **described(units)},
+        columns={
+            "low": low,
+            "high": high,
+            "loss": loss,
+            "targets": text.masks.sum(1),
+            **described(units),
+            **dict(zip(("recall_excess", "excess_low", "excess_high"), excess)),
+        },
         control=controls,
         settings={**text.settings, **about},
         assumes=(

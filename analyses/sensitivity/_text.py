@@ -113,3 +113,21 @@ class Text:
         bottoms = torch.stack([block_sums(mask) for mask in masks], dim=1)
         low, high = ratio_interval(tops, bottoms)
         return tops.sum(0) / bottoms.sum(0), low, high
+
+    def excess(self, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean over recall targets less that over all others, of numbers (count, parts), and its interval, (parts,).
+
+        NaN without a target of either kind.
+        """
+        sides = []
+        for name in ("recall", "other"):
+            mask = self.masks[SPLITS.index(name)][:, None]
+            sides.append((block_sums(change * mask), block_sums(mask)))
+        blocks = len(sides[0][0])
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randint(blocks, (1000, blocks), generator=generator)
+        means = [top.sum(0) / bottom.sum(0) for top, bottom in sides]
+        again = [top[drawn].sum(1) / bottom[drawn].sum(1) for top, bottom in sides]
+        ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+        low, high = torch.nanquantile(again[0] - again[1], ends, dim=0)
+        return means[0] - means[1], low, high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,16 @@ def test_share_of_a_binade(name: str) -> None:
         count = 2 ** (to.digits - 1)
         stays = [(1 + k * unit) * gone < unit / (4 if k == 0 else 2) for k in range(count)]
         assert precision.stalled_share(1 - gone, name) == sum(stays) / count
+
+
+def test_the_page_prints_what_is_measured() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "studies" / "precision.md").read_text(encoding="utf-8")
+    found = precision.stall([0.99, 0.995, 0.997, 0.999], "bfloat16")
+    for a, life, exact, floor in zip(
+        found.coords["decay"], found.value, found.control["exact"], found.columns["floor"]
+    ):
+        said = f"{life:.0f}" if math.isfinite(life) else f"never (stops at {floor:.3g})"
+        assert f"| {a:g} | {exact:.1f} | {said} |" in page
 
 
 def test_refusals() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tiny import tiny_mamba1, tiny_mamba2, tiny_tokenizer
@@ -92,6 +94,15 @@ def test_splits_equal_plain_loops() -> None:
         assert mean[i].item() == pytest.approx(sum(expected[name]) / len(expected[name]), rel=1e-12), name
         assert text.masks[i].sum() == len(expected[name])
         assert low[i] <= mean[i] <= high[i]
+
+
+def test_recall_excess_is_the_difference_of_its_splits_in_bits() -> None:
+    found = sensitivity.removal(sharp(tiny_mamba2), IDS, "ssm", control=False)
+    expected = (found.value[:, 4] - found.value[:, 5]) / math.log(2)
+    excess = found.columns["recall_excess"][:, 0]
+    assert torch.allclose(excess, expected, atol=1e-12)
+    assert bool((found.columns["excess_low"][:, 0] <= excess).all())
+    assert bool((found.columns["excess_high"][:, 0] >= excess).all())
 
 
 def test_rows_count_by_their_tokens_and_padding_not_at_all() -> None:
