@@ -21,6 +21,7 @@ MOST_CELLS = 2048
 """Most cells per side that are sent; longer maps come pooled, and a part of them exactly when it is zoomed into."""
 
 _FOLDER = Path(__file__).parent
+_BEFORE = {"heatmap": ("grid",)}
 _HOVER_CHARACTERS = 24
 
 Window = tuple[int, int, int]
@@ -88,8 +89,12 @@ def running(token: str) -> str:
 
 @lru_cache
 def parts(name: str) -> dict[str, str]:
-    """The html, css and js of a component, from the files beside this one."""
-    return {part: (_FOLDER / f"{name}.{part}").read_text("utf-8") for part in ("html", "css", "js")}
+    """The html, css and js of a component, from the files beside this one; several scripts make one module."""
+    scripts = (*_BEFORE.get(name, ()), name)
+    return {
+        **{part: (_FOLDER / f"{name}.{part}").read_text("utf-8") for part in ("html", "css")},
+        "js": "\n".join((_FOLDER / f"{script}.js").read_text("utf-8") for script in scripts),
+    }
 
 
 def _cells(matrix: NDArray[np.float32], window: Window, most: int) -> dict[str, Any]:
