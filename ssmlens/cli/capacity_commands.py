@@ -118,12 +118,11 @@ def state_size(
         emit(result, about, out, True, {}, "", "")
         return
     frame = result.table().groupby(["layer", "cut"])[["effective_state_size", "largest", "rank_bound"]]
-    rows = []
-    for (index, at), part in frame:
-        sizes = part["effective_state_size"]
-        rows.append(
-            [int(index), int(at), *(float(sizes.quantile(q)) for q in (0.1, 0.5, 0.9)), int(part["rank_bound"].iloc[0])]
-        )
+    rows: list[list[Any]] = []
+    for labels, part in frame:
+        where_at: Any = labels
+        sizes, bound = part["effective_state_size"], int(part["rank_bound"].iloc[0])
+        rows.append([*map(int, where_at), *(float(sizes.quantile(q)) for q in (0.1, 0.5, 0.9)), bound])
     print(f"{lens.name}: {len(found.tokens[0])} tokens, {form} form, over the heads of each layer")
     output.print_table(("layer", "cut", "10 %", "median", "90 %", "at most"), rows, left=())
     assumptions(result, out)
