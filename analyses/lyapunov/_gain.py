@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 
 
 class Advance(Protocol):
-    def __call__(self, x: Tensor, first: int, count: int) -> Tensor: ...
+    def __call__(self, x: Tensor, /, first: int, count: int) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +20,8 @@ from ssmlens.errors import SsmlensError
 
 __all__ = ["Inputs", "drive", "settle", "spectrum"]
 
-Inputs = Sequence[Any] | Tensor | Callable[[int], Any]
-"""What drives a map (x, u) -> x: a sequence or a tensor with time first, or a function of the step."""
+Inputs = Sequence[Any] | Tensor | np.ndarray | Callable[[int], Any]
+"""What drives a map (x, u) -> x: a sequence, tensor or array with time first, or a function of the step."""
 
 SETTLE = 1000
 """Most steps that are discarded unless the caller says how many."""
@@ -121,7 +122,7 @@ def spectrum(
 def settle(steps: int, inputs: Inputs | None) -> int:
     """Steps to discard when the caller does not say."""
     wanted = min(SETTLE, steps // 10)
-    return min(wanted, max(0, len(inputs) - steps)) if isinstance(inputs, Sequence | Tensor) else wanted
+    return min(wanted, max(0, len(inputs) - steps)) if isinstance(inputs, Sized) else wanted
 
 
 def drive(inputs: Inputs | None, steps: int) -> Callable[[int], Any]:
@@ -132,7 +133,7 @@ def drive(inputs: Inputs | None, steps: int) -> Callable[[int], Any]:
         return inputs
     if len(inputs) < steps:
         raise SsmlensError(f"{steps} steps need as many inputs, got {len(inputs)}")
-    held = inputs
+    held = torch.as_tensor(inputs) if isinstance(inputs, np.ndarray) else inputs
     return lambda t: held[t]
 
 

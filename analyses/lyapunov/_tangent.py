@@ -55,6 +55,7 @@ def as_state(state: Any) -> Tensor:
     return x.clone()
 
 
+@torch.no_grad()
 def widest(function: Callable[..., Any], state: Any, u: Any) -> Tensor:
     """A state in float64 where the map takes it, and as it was given where it does not (a float32 network, say)."""
     x = as_state(state)
@@ -69,6 +70,7 @@ def widest(function: Callable[..., Any], state: Any, u: Any) -> Tensor:
     return x.double()
 
 
+@torch.no_grad()
 def pushing(
     function: Callable[..., Any], state: Tensor, inputs: Sequence[Any], derivative: str
 ) -> tuple[Callable[[Tensor, Any], Tensor], Push, str]:

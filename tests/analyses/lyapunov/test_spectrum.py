@@ -101,7 +101,7 @@ def test_a_state_may_be_given_in_many_ways(state: Any) -> None:
 
 def test_a_float32_network_keeps_its_dtype() -> None:
     torch.manual_seed(0)
-    net = torch.nn.Linear(4, 4).requires_grad_(False)
+    net = torch.nn.Linear(4, 4)
     found = lyapunov.spectrum(lambda x: torch.tanh(net(x)), torch.zeros(4), 100, discard=100)
     wide = torch.nn.Linear(4, 4).double().requires_grad_(False)
     wide.load_state_dict(net.state_dict())
@@ -115,10 +115,10 @@ def test_a_state_may_have_any_shape() -> None:
     assert float((found.value - flat.value).abs().max()) < 1e-9
 
 
-@pytest.mark.parametrize("kind", ["tensor", "list", "function"])
+@pytest.mark.parametrize("kind", ["tensor", "list", "array", "function"])
 def test_inputs(kind: str) -> None:
     u = normal(120)
-    inputs = {"tensor": u, "list": list(u), "function": lambda t: u[t]}[kind]
+    inputs = {"tensor": u, "list": list(u), "array": u.numpy(), "function": lambda t: u[t]}[kind]
     found = lyapunov.spectrum(lambda x, v: torch.sigmoid(v) * x + v, [1.0], 120, inputs=inputs, discard=0)
     assert float(found.value[0]) == pytest.approx(float(torch.sigmoid(u).log().mean()), abs=1e-12)
     assert any("conditional on this drive" in sentence for sentence in found.assumes)
