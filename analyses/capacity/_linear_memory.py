@@ -111,7 +111,7 @@ def memory_capacity(
             "information": -0.5 * torch.log1p(-value.clamp(0, 1)),
         },
         control={
-            "chance": (keep.sum() / (samples - 1)).expand(len(chosen)),
+            "chance": (keep.sum() / (samples - 1)).expand(len(chosen)).clone(),
             "shuffled": shuffled,
             "rank": torch.tensor(float(len(spread))),
         },

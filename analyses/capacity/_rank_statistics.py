@@ -86,7 +86,7 @@ def rank_statistics(
         states, decay = _states(rec, where, per)
         part = _columns(states, threshold, (0, 2))
         null = rank_null(decay, states.shape[-1], states.shape[-2]).value
-        parts.append({**part, "null": null[..., None].expand_as(part["value"])})
+        parts.append({**part, "null": null[..., None].expand_as(part["value"]).clone()})
     return layers.result(
         parts,
         ("batch", "head", "token"),
@@ -191,5 +191,5 @@ def _columns(states: Tensor, threshold: float, over: tuple[int, ...]) -> dict[st
     energy = states.square().sum((-2, -1))
     average = energy.nanmean(over, keepdim=True) if over else energy
     share = mean.square().sum((-2, -1)) / average
-    found["mean_energy"] = share.expand_as(energy).masked_fill(alone, torch.nan)
+    found["mean_energy"] = share.expand_as(energy).clone().masked_fill(alone, torch.nan)
     return found

@@ -74,7 +74,7 @@ def effective_state_size(
     def count(values: Tensor, cuts: Tensor, lengths: Tensor, size: int) -> dict[str, Tensor]:
         sizes = _sizes(values, tolerance)
         bound = torch.minimum(torch.minimum(cuts, lengths - cuts), torch.tensor(float(size)))
-        return {"value": sizes[form], **sizes, "rank_bound": bound.expand_as(sizes[form])}
+        return {"value": sizes[form], **sizes, "rank_bound": bound.expand_as(sizes[form]).clone()}
 
     about = {"form": form, "tolerance": tolerance}
     return _measure(source, cuts, count, "effective_state_size", ("rank_bound",), about, ())

@@ -39,7 +39,8 @@ def summary(source: Source, cut: int | None = None, *, tolerance: float = 1e-3) 
         flat = size.value[..., 0]
 
         def median(x: torch.Tensor) -> torch.Tensor:
-            return x.flatten(1).nanmedian(1).values
+            # torch's medians of expanded tensors are wrong.
+            return x.flatten(1).contiguous().nanmedian(1).values
 
         parts.append(
             {

@@ -75,6 +75,15 @@ def test_mamba1_layers_are_one_matrix() -> None:
     assert (single.value[0, 0].isnan() | (single.value[0, 0] == pytest.approx(1))).all()
 
 
+def test_the_summary_has_no_null_where_states_decay_apart() -> None:
+    found = capacity.summary(ssmlens.load("mamba1-recall").trace("c 7 a 19 . . a . c . ."))
+    assert found.control["null"].isnan().all()
+    single = capacity.rank_statistics(ssmlens.load("mamba2-recall").trace("c 7 a 19 . . a . c . ."))
+    both = capacity.summary(ssmlens.load("mamba2-recall").trace("c 7 a 19 . . a . c . ."))
+    middle = single.control["null"].flatten(2).sort(-1).values[..., (single.control["null"][0, 0].numel() - 1) // 2]
+    torch.testing.assert_close(both.control["null"], middle)
+
+
 def test_tiny_and_empty_states() -> None:
     tiny = capacity.rank_statistics(torch.eye(3).double() * 1e-90)
     assert tiny.value.item() == pytest.approx(3)
