@@ -30,10 +30,10 @@ def removal(found: Any) -> Figure:
     )
     names = np.asarray(found.coords["part"])
     shown = np.sort(np.argsort(-np.abs(change), kind="stable")[:_MOST])
-    figure, axes = _figure(7.0, 1.6 + 0.2 * len(shown))
+    figure, axes = _figure(8.6, 1.6 + 0.2 * len(shown))
     places = np.arange(len(shown))
     axes.hlines(places, low[shown], high[shown], color=_BLUE, linewidth=1.2)
-    axes.plot(change[shown], places, "o", color=_BLUE, markersize=5, label="nothing in its place, 95 % interval")
+    axes.plot(change[shown], places, "o", color=_BLUE, markersize=5, label="nothing in its place, 95 %")
     if "mean_change" in found.control:
         mean = found.control["mean_change"][:, 0].numpy()[shown]
         axes.plot(mean, places, "|", color=_ORANGE, markersize=9, markeredgewidth=2, label="control: its mean")
@@ -43,7 +43,7 @@ def removal(found: Any) -> Figure:
     axes.set_yticks(places, names[shown], fontsize=_SMALL - 1)
     axes.invert_yaxis()
     _axes(axes, "change of the loss, nats a token", "")
-    figure.legend(fontsize=_SMALL, frameon=False, loc="outside lower center", ncols=2)
+    figure.legend(fontsize=_SMALL, frameon=False, loc="outside right upper")
     note = f"loss of the whole model {float(found.columns['loss'][0]):.3g}"
     if len(shown) < len(names):
         note += f"; the {_MOST} largest of {len(names)} parts"
