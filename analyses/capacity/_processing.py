@@ -58,6 +58,7 @@ def information_processing_capacity(
         ``raw``, without the correction; ``targets``, how many there are; ``counted``, how many alone exceed
         ``threshold``, and ``above``, their capacity (the usual cut, which misses many weak targets); ``total``.
         Controls: ``threshold``, 2 n / t + 4 sqrt(2 n) / t; ``shuffled``, the value for features in random order;
+        ``chance_spread``, the standard deviation that chance alone gives to a degree, sqrt(2 n targets) / t;
         ``rank``, the upper bound of the total.
 
     Raises:
@@ -114,6 +115,7 @@ def information_processing_capacity(
         control={
             "threshold": torch.full_like(value, threshold),
             "shuffled": found["shuffled"],
+            "chance_spread": (2 * rank * found["targets"]).sqrt() / samples,
             "rank": torch.tensor(float(rank)),
         },
         settings={

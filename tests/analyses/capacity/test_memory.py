@@ -136,6 +136,19 @@ def test_a_quadratic_feature_has_degree_two_alone() -> None:
     assert found.columns["counted"].tolist()[:2] == [1, 2]
 
 
+def test_chance_alone_has_no_capacity_but_a_spread() -> None:
+    random = torch.Generator().manual_seed(0)
+    u = torch.rand(4000, generator=random, dtype=torch.float64)
+    off = []
+    for _ in range(6):
+        states = torch.randn(4000, 20, generator=random, dtype=torch.float64)
+        found = capacity.information_processing_capacity(states, u, lags=(30, 8, 4))
+        off.append(found.value / found.control["chance_spread"])
+    every = torch.stack(off)
+    assert every.abs().max() < 4
+    assert 0.5 < every.square().mean().sqrt() < 1.6
+
+
 def test_hermite_polynomials_suit_gaussian_inputs() -> None:
     u = torch.randn(20000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     states = torch.stack([u.roll(2), u**3 - 3 * u], dim=1)
