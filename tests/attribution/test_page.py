@@ -1,4 +1,4 @@
-"""The Python of docs/attribution.md runs as printed."""
+"""The Python of the pages on attribution runs as printed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "attribution.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["attribution.md", "maps.md", "faithfulness.md"])
+def test_the_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), flags=re.DOTALL)
     assert code
     namespace: dict[str, object] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for block in code:
-            exec(compile(block, str(PAGE), "exec"), namespace)
+            exec(compile(block, name, "exec"), namespace)
