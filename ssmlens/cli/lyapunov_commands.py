@@ -43,7 +43,7 @@ def lyapunov(
     device: o.Device = "cpu",
     json: o.Json = False,
 ) -> None:
-    """All levels side by side, and what each says and does not say. About a minute for a model of 5 M parameters."""
+    """All levels side by side, and what each says and does not say. About 100 core-seconds for 5 M parameters."""
     if context.invoked_subcommand is not None:
         studies.refuse_early(context)
         return
