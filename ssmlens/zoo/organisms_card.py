@@ -125,8 +125,7 @@ Lyapunov exponents of that closed loop, its state included, per unit of time, ov
 
 Kaplan-Yorke dimension {spectrum["dimension"]:.3f}, that of the flow {found["flow"]["dimension"]:.3f}. The exponents
 after the third belong to the memory of the model. Its decays are held below
-exp(-{log["recipe"]["config"]["slowest"]:g}) a step: a slower memory would bring an exponent above the flow's third and
-raise the dimension of the loop."""
+exp(-{log["recipe"]["config"]["slowest"]:g}) a step, so that none of them can stand above the flow's third."""
 
 
 PARTS = {"recall": _recall, "passkey": _passkey, "copy": _copy, "parity": _parity, "forecast": _forecast}
