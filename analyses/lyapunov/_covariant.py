@@ -76,7 +76,7 @@ def covariant_vectors(
     with torch.no_grad():
         for t in range(total):
             if discard <= t < discard + steps and (t - discard) % keep == 0:
-                kept[t] = q.flatten(1).double().cpu()
+                kept[t] = q.reshape(k, -1).double().cpu()
             x, moved = push(x, q, at(t))
             if not bool(moved.isfinite().all()):
                 raise SsmlensError(f"the orbit leaves the finite numbers at step {t}")
@@ -84,7 +84,7 @@ def covariant_vectors(
             if t >= discard:
                 if bool(lost.any()):
                     raise SsmlensError(f"a direction vanishes at step {t}: ask for fewer vectors than k = {k}")
-                triangles.append((flat @ moved.flatten(1).double().T).triu().cpu())
+                triangles.append((flat @ moved.reshape(k, -1).double().T).triu().cpu())
             q = flat.view_as(q).to(q.dtype)
             if progress is not None:
                 progress(t + 1, total)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssmlens.errors import SsmlensError
 
-__all__ = ["frame", "orthonormal_columns", "orthonormalise"]
+__all__ = ["frame", "orthonormal_columns", "orthonormalise", "surviving"]
 
 SMALL_QR = 2**15
 """Numbers up to which NumPy's QR is the quicker one."""
@@ -32,7 +32,7 @@ def orthonormalise(tangents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     A direction that lies in the span of those before it up to rounding has vanished (k, bool): its R_ii is rounding,
     or exactly 0, and one orthogonal to all others takes its place.
     """
-    z = tangents.flatten(1).to(torch.float64)
+    z = tangents.reshape(len(tangents), -1).to(torch.float64)
     eps = torch.finfo(tangents.dtype).eps
     if z.numel() <= SMALL_QR and z.device.type == "cpu":
         q, logs, lost = orthonormal_columns(z.numpy().T, eps)
@@ -47,6 +47,22 @@ def orthonormal_columns(z: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarr
     """The same in NumPy, on columns (n, k): without torch's cost of a call, for what is small."""
     q, r = np.linalg.qr(z)
     return q * np.where(r.diagonal() < 0, -1.0, 1.0), *_diagonal(r, eps)
+
+
+def surviving(matrices: np.ndarray, eps: float) -> int:
+    """Rank of the product of Jacobians (steps, n, n), the first one first, without ever forming it.
+
+    After each step a basis of the image is cut to the singular values above rounding. A register of w inputs loses all
+    of its directions in w steps; orthonormal frames alone hide that in long runs, since rounding makes of the w
+    exponents -inf about log(eps) / w.
+    """
+    basis = np.eye(matrices.shape[1])
+    for jacobian in matrices:
+        u, sizes, _ = np.linalg.svd(jacobian @ basis, full_matrices=False)
+        basis = u[:, sizes > eps * ROUNDING * sizes.max(initial=0.0)]
+        if not basis.shape[1]:
+            break
+    return basis.shape[1]
 
 
 def _diagonal(r: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:

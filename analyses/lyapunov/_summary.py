@@ -60,7 +60,7 @@ def summary(
     Args:
         lens: the model.
         prompt: one text or its ids.
-        budget: how much of each level; small by default, so that a model of 5 M parameters takes about 100 core-seconds.
+        budget: how much of each level; small by default: about 100 core-seconds for 5 M parameters.
         seed: of everything random.
         resume: a file name that those of the levels are made from.
         progress: called with the level, and the parts of it done and there are.
