@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.lyapunov._frames import frame, orthonormalise
-from ssmlens.analyses.lyapunov._spectrum import Inputs, drive
+from ssmlens.analyses.lyapunov._spectrum import Inputs, drive, whole
 from ssmlens.analyses.lyapunov._tangent import pushing, widest
 from ssmlens.errors import SsmlensError
 
@@ -62,6 +62,7 @@ def covariant_vectors(
     Raises:
         SsmlensError: where a direction vanishes (its exponent is -inf), or the orbit diverges.
     """
+    steps = whole("steps", steps)
     settle = min(1000, steps)
     discard, tail = settle if discard is None else discard, settle if tail is None else tail
     for name, given, low in (("steps", steps, 1), ("discard", discard, 0), ("tail", tail, 0), ("keep", keep, 1)):

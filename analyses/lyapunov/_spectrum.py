@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ssmlens.analyses.lyapunov._statistics import describe
 from ssmlens.analyses.lyapunov._tangent import Push, pushing, widest
 from ssmlens.errors import SsmlensError
 
-__all__ = ["Inputs", "drive", "settle", "spectrum"]
+__all__ = ["Inputs", "drive", "settle", "spectrum", "whole"]
 
 Inputs = Sequence[Any] | Tensor | np.ndarray | Callable[[int], Any]
 """What drives a map (x, u) -> x: a sequence, tensor or array with time first, or a function of the step."""
@@ -64,8 +65,8 @@ def spectrum(
             step's number.
         discard: steps before the measurement; by default a tenth of ``steps`` but at most 1000, or what ``inputs``
             has to spare.
-        every: steps between two re-orthonormalisations; shift registers in series are only seen to vanish if it is
-            not much shorter than all of them together.
+        every: steps between two re-orthonormalisations; with more than 32 dimensions, shift registers in series are
+            only seen to vanish if it is not much shorter than all of them together.
         dt: time of one step; exponents are per unit of time.
         window: also exponents of stretches of this many steps: the value is then (window, exponent), and the whole
             orbit's exponents the column ``mean``.
@@ -87,7 +88,8 @@ def spectrum(
     """
     if not dt > 0:
         raise SsmlensError(f"dt is above 0, got {dt}")
-    discard = settle(steps, inputs) if discard is None else discard
+    steps = whole("steps", steps)
+    discard = settle(steps, inputs) if discard is None else whole("discard", discard)
     at = drive(inputs, discard + steps)
     start = widest(map, state, at(0))
     if k is None and start.numel() > MOST:
@@ -117,6 +119,14 @@ def spectrum(
         assumes=_assumes(inputs is not None, chosen),
         checked_by=CHECKED,
     )
+
+
+def whole(name: str, given: Any) -> int:
+    """A whole number, 1e4 too."""
+    try:
+        return operator.index(int(given) if isinstance(given, float) and given.is_integer() else given)
+    except TypeError:
+        raise SsmlensError(f"{name} is a whole number, got {given!r}") from None
 
 
 def settle(steps: int, inputs: Inputs | None) -> int:

@@ -143,6 +143,30 @@ def test_shift_registers_have_minus_infinity_never_nan(every: int) -> None:
     assert found.columns["vanished"].tolist()[0] == 0
 
 
+@pytest.mark.parametrize("inputs", [3, 7])
+def test_shift_registers_vanish_in_long_runs(inputs: int) -> None:
+    """Rounding, left alone, makes log(eps) / inputs of the exponents of a register."""
+    S = normal(inputs + 1, inputs + 1)
+    back = torch.linalg.inv(S)
+
+    def step(x: Tensor) -> Tensor:
+        x = back @ x
+        return S @ torch.cat([0.9 * x[:1], x[:1].sin(), x[1:inputs]])
+
+    found = lyapunov.spectrum(step, torch.zeros(inputs + 1), 600)
+    assert found.value.tolist() == [pytest.approx(math.log(0.9)), *[-math.inf] * inputs]
+    assert found.control["other_start"][1:].tolist() == [-math.inf] * inputs
+    assert found.columns["vanished"].tolist()[0] == 0
+
+
+@pytest.mark.parametrize("state", [0.3, torch.tensor(0.3, dtype=torch.float64)])
+def test_a_state_may_be_a_number(state: Any) -> None:
+    found = lyapunov.spectrum(lambda x: 4 * x * (1 - x), state, 2e3)
+    listed = lyapunov.spectrum(lambda x: 4 * x * (1 - x), [0.3], 2000)
+    assert found.value.tolist() == listed.value.tolist()
+    assert lyapunov.covariant_vectors(lambda x: 0.5 * x, 1.0, 10).value.abs().tolist() == [[[1.0]]] * 10
+
+
 def test_strong_contraction_is_no_vanishing() -> None:
     D = torch.tensor([0.9, 1e-12, 1e-30], dtype=torch.float64)
     found = lyapunov.spectrum(lambda x: D * x, torch.ones(3), 40)
@@ -236,6 +260,11 @@ def test_refusals() -> None:
         lyapunov.spectrum(systems.henon, [math.nan, 0.1], 5)
     with pytest.raises(SsmlensError, match="leaves the finite numbers"):
         lyapunov.spectrum(systems.henon, [9.0, 9.0], 50)
+    M = normal(6, 6)
+    with pytest.raises(SsmlensError, match="leaves the finite numbers"):
+        lyapunov.spectrum(lambda x: M @ x, torch.ones(6), 3000)
+    with pytest.raises(SsmlensError, match="steps is a whole number"):
+        lyapunov.spectrum(systems.henon, [0.1, 0.1], 2.5)
     with pytest.raises(SsmlensError, match="say how many exponents"):
         lyapunov.spectrum(lambda x: x / 2, torch.zeros(1000), 5)
     with pytest.raises(SsmlensError, match="dt is above 0"):
