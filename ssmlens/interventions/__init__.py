@@ -8,6 +8,7 @@ touched nothing raises; none returns the clean run in silence, and all leave the
 from __future__ import annotations
 
 from ssmlens.interventions._ablate import HOWS, PARTS, ablate
+from ssmlens.interventions._contrast import Contrast, contrast
 from ssmlens.interventions._knockout import DECAYS, PATHS, knockout
 from ssmlens.interventions._leak import knockout_leak
 from ssmlens.interventions._lenses import LensReading, logit_lens, tuned_lens
@@ -21,7 +22,7 @@ from ssmlens.interventions._train_lens import train_translators
 from ssmlens.interventions._translators import Translators
 
 __all__ = [
-    "DECAYS", "HOWS", "KINDS", "METHODS", "METRICS", "PARTS", "PATHS", "READS", "LensReading", "Noise", "Patching",
-    "RomeEdit", "Site", "StateEdit", "Steered", "Translators", "ablate", "knockout", "knockout_leak", "logit_lens",
-    "patch", "rome", "second_moment", "steer", "train_translators", "tuned_lens",
+    "DECAYS", "HOWS", "KINDS", "METHODS", "METRICS", "PARTS", "PATHS", "READS", "Contrast", "LensReading", "Noise",
+    "Patching", "RomeEdit", "Site", "StateEdit", "Steered", "Translators", "ablate", "contrast", "knockout",
+    "knockout_leak", "logit_lens", "patch", "rome", "second_moment", "steer", "train_translators", "tuned_lens",
 ]  # fmt: skip

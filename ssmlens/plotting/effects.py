@@ -1,0 +1,97 @@
+"""Figures of interventions, for files: two next-token distributions, and what each patched site recovers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.colors import ListedColormap
+
+from . import palette
+from .caption import Caption
+from .figures import _figure, _finish, _token_axis
+from .labels import drawable, label
+from .scales import as_array, symmetric_limits
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["distributions", "patch_map"]
+
+_SMALL = 8.0
+
+
+def distributions(
+    table: pd.DataFrame,
+    caption: Caption | None = None,
+    *,
+    name: str = "Next token",
+    runs: tuple[str, str] = ("before", "after"),
+    note: str = "",
+) -> Figure:
+    """Probabilities of some next tokens in two runs, as pairs of bars.
+
+    Args:
+        table: with token, before and after, such as `ssmlens.interventions.Contrast.table` gives it.
+        caption: model and error.
+        name: what was done.
+        runs: how the two runs are called.
+        note: words for the line below.
+
+    Raises:
+        ValueError: an empty table.
+    """
+    caption = caption or Caption()
+    if not len(table):
+        raise ValueError("no token to draw: give at least one line")
+    figure, axes = _figure(6.5, 1.6 + 0.34 * len(table))
+    y = np.arange(len(table))
+    for shift, column, words, colour in zip((-0.19, 0.19), ("before", "after"), runs, palette.layer_colours(2)):
+        axes.barh(y + shift, table[column], 0.38, color=colour, label=words)
+    axes.set_yticks(y, [drawable(label(str(token))) for token in table["token"]], fontsize=_SMALL, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlabel("probability", fontsize=_SMALL)
+    axes.tick_params(axis="x", labelsize=_SMALL)
+    axes.legend(fontsize=_SMALL, frameon=False)
+    return _finish(figure, axes, caption.title(name), caption.note(*filter(None, [note])))
+
+
+def patch_map(
+    grid: Any,
+    tokens: Sequence[str],
+    caption: Caption | None = None,
+    *,
+    quantity: str = "recovered",
+    name: str = "Patching",
+    note: str = "",
+) -> Figure:
+    """One number for each layer and token, layers upwards; sites that were not patched stay grey.
+
+    Args:
+        grid: (layer, position) numbers, such as `ssmlens.interventions.Patching.grid` gives them; NaN where no site is.
+        tokens: one text per position.
+        caption: model and error.
+        quantity: what a number is.
+        name: what was patched.
+        note: words for the line below.
+
+    Raises:
+        ValueError: when tokens and columns differ in number.
+    """
+    caption = caption or Caption()
+    values = as_array(grid)
+    if values.ndim != 2 or values.shape[1] != len(tokens):
+        raise ValueError(f"the grid is {values.shape} for {len(tokens)} tokens: give one column per token")
+    limit = symmetric_limits(values, 1.0).value
+    figure, axes = _figure(float(np.clip(2.5 + 0.2 * len(tokens), 5, 15)), 1.9 + 0.27 * len(values))
+    colours = ListedColormap(palette.diverging(255)).with_extremes(bad=palette.MISSING)
+    image = axes.imshow(values, cmap=colours, vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+    axes.set_yticks(range(len(values)), [str(k) for k in range(len(values))], fontsize=_SMALL)
+    axes.set_ylabel("layer", fontsize=_SMALL)
+    _token_axis(axes, tokens, 1, "x", "token")
+    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
+    bar.set_label(quantity, fontsize=_SMALL)
+    bar.ax.tick_params(labelsize=_SMALL)
+    return _finish(figure, axes, caption.title(name), caption.note(*filter(None, [note])))
