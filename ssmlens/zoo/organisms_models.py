@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +99,8 @@ class Forecaster(nn.Module):
     @property
     def n_state(self) -> int:
         """Numbers that the closed loop carries: the value it feeds back and every state."""
-        return self.config["series"] + self.config["layers"] * self.config["channels"] * self.config["n"]
+        sizes = self.config
+        return int(sizes["series"] + sizes["layers"] * sizes["channels"] * sizes["n"])
 
     def forward(self, series: Tensor) -> Tensor:
         """(b, t, series) -> (b, t, series): the forecast of what follows each value, from this and earlier ones."""
@@ -120,12 +122,12 @@ class Forecaster(nn.Module):
 
         Differentiable, also by torch.func; what ``ssmlens.analyses.lyapunov.spectrum`` takes.
         """
-        lead, size = state.shape[:-1], self.config["series"]
+        lead, size, channels = state.shape[:-1], int(self.config["series"]), int(self.config["channels"])
         flat = state.reshape(-1, state.shape[-1])
         x, rest = flat[:, :size], flat[:, size:]
         u, states = self.enter(x), []
         for block, h in zip(self.blocks, rest.chunk(len(self.blocks), 1)):
-            u, h = block.step(u, h.reshape(len(h), self.config["channels"], -1))
+            u, h = cast("_Selective", block).step(u, h.reshape(len(h), channels, -1))
             states.append(h.flatten(1))
         return torch.cat([x + self.leave(u), *states], 1).reshape(*lead, -1)
 
