@@ -147,5 +147,5 @@ precision.round(2)
 
 # %% [markdown]
 # The comparison over all held-out prompts, every method and every control, with its intervals, is that of
-# `ssmlens faithfulness --model mamba2-english --methods all`; `docs/faithfulness.md` has its tables, and
-# `docs/attribution.md` says of every method what it measures and what it does not. Trust those before any single picture.
+# `ssmlens faithfulness --model mamba2-english --methods all`. Its tables are in `docs/faithfulness.md`, and what each
+# method measures, and what it does not, in `docs/attribution.md`. Trust those before any single picture.
