@@ -15,7 +15,17 @@ from ssmlens.errors import ReconstructionError
 from ssmlens.recurrence import Recurrence
 from ssmlens.trace import TOLERANCE, MixerTrace, Trace
 
-__all__ = ["Layers", "Source", "block_entries", "collect", "head_blocks", "positions", "shares", "time_blocks"]
+__all__ = [
+    "Layers",
+    "Source",
+    "block_entries",
+    "collect",
+    "head_blocks",
+    "listed",
+    "positions",
+    "shares",
+    "time_blocks",
+]
 
 Source = Trace | MixerTrace | Recurrence
 """What every study takes: all traced layers, one layer, or one recurrence without a model."""
@@ -146,6 +156,14 @@ def time_blocks(rec: Recurrence, per_token: int) -> Iterator[slice]:
 def block_entries(rec: Recurrence) -> int:
     """Entries of the largest temporary tensor where this recurrence lives."""
     return GPU_BLOCK_ENTRIES if rec.device.type == "cuda" else BLOCK_ENTRIES
+
+
+def listed(numbers: Any) -> list[int]:
+    """Whole numbers, of one as of several: a list, a range, an array, a tensor."""
+    try:
+        return [int(k) for k in numbers]
+    except TypeError:
+        return [int(numbers)]
 
 
 def positions(layers: Layers, at: Sequence[int]) -> Tensor:

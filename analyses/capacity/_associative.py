@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssmlens.analyses._layers import listed
 from ssmlens.analyses._result import Result
 
 __all__ = ["effective_bits", "hebbian_load", "wilson"]
@@ -30,7 +31,7 @@ def hebbian_load(
     d_state: int,
     channels: int,
     vocabulary: int,
-    pairs: Sequence[int] | None = None,
+    pairs: int | Sequence[int] | None = None,
     *,
     decay: float = 1.0,
     age: int = 0,
@@ -66,7 +67,7 @@ def hebbian_load(
     if not 0 < decay <= 1:
         raise ValueError(f"decay lies above 0 and is at most 1, got {decay}")
     half = d_state * channels / (2 * math.log(vocabulary))
-    loads = [max(1 + age, round(x * half)) for x in DEFAULT_LOADS] if pairs is None else [int(k) for k in pairs]
+    loads = [max(1 + age, round(x * half)) for x in DEFAULT_LOADS] if pairs is None else listed(pairs)
     loads = sorted(set(loads))
     if not loads or loads[0] < 1 + age or age < 0:
         raise ValueError("pairs lists numbers of pairs, each above the age of the one asked for")

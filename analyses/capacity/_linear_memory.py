@@ -148,7 +148,7 @@ def series(features: Features, inputs: Tensor | np.ndarray) -> tuple[Tensor, Ten
         raise ValueError(f"features are (t, n) with as many steps as the inputs, got {len(states)} and {len(u)}")
     if not bool(torch.isfinite(states).all()) or not bool(torch.isfinite(u).all()):
         raise ValueError("features or inputs hold NaN or infinite numbers")
-    if float(u.var()) == 0:
+    if len(u) and bool((u == u[0]).all()) and len(u) > 1:
         raise ValueError("the input is constant: there is nothing to remember")
     return states, u
 
@@ -159,7 +159,7 @@ def basis(states: Tensor) -> tuple[Tensor, Tensor]:
     # A triangle first: the SVD is then of n x n instead of t x n.
     orthogonal, triangle = torch.linalg.qr(centred)
     left, spread, _ = torch.linalg.svd(triangle, full_matrices=False)
-    known = spread > spread[0] * max(states.shape) * torch.finfo(torch.float64).eps
+    known = spread > spread.max() * max(states.shape) * torch.finfo(torch.float64).eps
     return orthogonal @ left[:, known], spread[known]
 
 
@@ -218,7 +218,7 @@ def _held_out(
         raise ValueError(f"folds is at least 2, got {folds}")
     fold = (torch.arange(len(z)) * BLOCKS * folds // len(z)) % folds
     own = [(fold == k).nonzero()[:, 0] for k in range(folds)]
-    ones = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
+    ones = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
     scale = ones.square().mean(0).sqrt()
     ones = ones / scale  # columns of one size: the normal equations stay well conditioned
     parts = [(ones[rows].mT @ ones[rows], ones[rows].mT @ y[rows]) for rows in own]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssmlens.analyses._layers import listed
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.capacity._linear_memory import Features, basis, series, unbiased
 
@@ -34,7 +35,7 @@ def information_processing_capacity(
     inputs: Tensor | np.ndarray,
     *,
     polynomials: str = "legendre",
-    lags: Sequence[int] = (100, 25, 12),
+    lags: int | Sequence[int] = (100, 25, 12),
     washout: int | None = None,
     seed: int = 0,
 ) -> Result:
@@ -49,7 +50,7 @@ def information_processing_capacity(
         features: (t, n), or a function from inputs (t,) to (t, n).
         inputs: (t,) independent draws; they are scaled to [-1, 1] or to unit variance.
         polynomials: "legendre" for uniform inputs, "hermite" for Gaussian ones.
-        lags: for degree 1, 2, 3... the largest lag.
+        lags: for degree 1, 2, 3... the largest lag; one number for degree 1 alone.
         washout: first samples left out; by default the largest lag.
         seed: of the shuffled control.
 
@@ -69,9 +70,9 @@ def information_processing_capacity(
     """
     if polynomials not in POLYNOMIALS:
         raise ValueError(f"unknown polynomials {polynomials!r}: choose one of {', '.join(POLYNOMIALS)}")
-    largest = [int(k) for k in lags]
+    largest = listed(lags)
     if not largest or min(largest) < 0:
-        raise ValueError(f"lags holds the largest lag of each degree, at least 0, got {tuple(lags)}")
+        raise ValueError(f"lags holds the largest lag of each degree, at least 0, got {lags!r}")
     states, u = series(features, inputs)
     skip = max(*largest, washout or 0)
     left, _ = basis(states[skip:]) if len(states) > skip else (states[:0], states[:0])
@@ -85,7 +86,12 @@ def information_processing_capacity(
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
     powers = _polynomials(u, len(largest), polynomials)
     gram, cross, mixed = _products(powers, flat, left, left[order], skip)
-    factor = torch.linalg.cholesky(gram)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if int(failed):
+        raise ValueError(
+            f"the targets depend on each other up to degree {len(largest)}: inputs that take few values have "
+            "polynomials of low degree only, so give fewer lags"
+        )
     root = torch.linalg.solve_triangular(factor, torch.eye(len(flat), dtype=factor.dtype), upper=False).mT
     every = torch.ones(rank, dtype=torch.float64)
     own, control = unbiased(cross, root, every, samples), unbiased(mixed, root, every, samples)

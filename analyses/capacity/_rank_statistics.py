@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ssmlens.analyses._layers import Source, collect, positions
+from ssmlens.analyses._layers import Source, collect, listed, positions
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.capacity._state_size import entropy_rank
 from ssmlens.recurrence import Recurrence
@@ -32,8 +33,8 @@ CHECKED = (
 
 
 def rank_statistics(
-    source: Source | Tensor | np.ndarray,
-    at: Sequence[int] | None = None,
+    source: Source | Tensor | np.ndarray | list[Any],
+    at: int | Sequence[int] | None = None,
     *,
     per: str = "auto",
     threshold: float = 1e-4,
@@ -60,7 +61,7 @@ def rank_statistics(
     if per not in PER:
         raise ValueError(f"unknown per {per!r}: choose one of {', '.join(PER)}")
     settings = {"per": per, "threshold": threshold}
-    if isinstance(source, Tensor | np.ndarray):
+    if isinstance(source, Tensor | np.ndarray | list):
         states = torch.as_tensor(source).detach().double().cpu()
         if states.ndim < 2 or not states.numel():
             raise ValueError(f"states are (..., p, n), got {tuple(states.shape)}")
@@ -80,6 +81,7 @@ def rank_statistics(
     if at is None:
         steps = torch.linspace(longest // 2, longest - 1, min(DEFAULT_TOKENS, longest - longest // 2))
         at = sorted({int(x) for x in steps})
+    at = listed(at)
     where = positions(layers, at)
     parts = []
     for rec in layers:

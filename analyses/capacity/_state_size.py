@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmlens.analyses._layers import Layers, Source, block_entries, collect
+from ssmlens.analyses._layers import Layers, Source, block_entries, collect, listed
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.capacity._gramians import block_spectra, dense_spectra
 from ssmlens.kernels.workers import in_parts
@@ -22,7 +22,7 @@ FORMS = ("entropy", "tolerance", "relative", "rank")
 """What `effective_state_size` counts: exp(entropy of the normalised singular values); those above ``tolerance``;
 those above ``tolerance`` times the largest; those above float64's rounding of the largest."""
 
-Operator = Source | Tensor | np.ndarray
+Operator = Source | Tensor | np.ndarray | list[Any]
 """A recurrence, or a matrix (t, s) that mixes tokens, with any axes in front."""
 
 DEFAULT_CUTS = 16
@@ -138,7 +138,7 @@ def _measure(
 ) -> Result:
     """``function`` of singular values (..., cuts, k), cuts, lengths and state size, over a source of any kind."""
     units = "1" if extra else "dimensions"
-    if isinstance(source, Tensor | np.ndarray):
+    if isinstance(source, Tensor | np.ndarray | list):
         matrix = torch.as_tensor(source).detach().cpu()
         if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
             raise ValueError(f"a matrix of weights is (..., t, s) with t = s, got {tuple(matrix.shape)}")
@@ -165,6 +165,10 @@ def _measure(
             checked_by=CHECKED,
         )
     layers = collect(source)
+    for rec in layers:
+        real = rec.real[:, :, None, None]
+        if not all(bool(torch.isfinite(x.where(real, 0.0)).all()) for x in (rec.write, rec.read)):
+            raise ValueError("writes or reads of the recurrence hold NaN or infinite numbers: its rank is not defined")
     longest = int(layers.lengths.max())
     chosen = _choose(cuts, longest, max(rec.d_state for rec in layers))
     parts = [_of_recurrence(rec, chosen, layers, function) for rec in layers]
@@ -210,9 +214,9 @@ def _choose(cuts: int | Sequence[int] | str | None, length: int, states: int) ->
         if cuts != "all":
             raise ValueError(f"cuts are positions, or 'all', got {cuts!r}")
         return list(range(1, length))
-    listed = [cuts] if isinstance(cuts, int) else [int(i) for i in cuts]
-    wrong = [i for i in listed if not 1 <= i < length]
-    if wrong or not listed:
+    chosen = listed(cuts)
+    wrong = [i for i in chosen if not 1 <= i < length]
+    if wrong or not chosen:
         what = f"cut {wrong[0]} does not exist" if wrong else "no cut was chosen"
         raise ValueError(f"{what}: {length} tokens have cuts 1 to {length - 1}")
-    return sorted(set(listed))
+    return sorted(set(chosen))

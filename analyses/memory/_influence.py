@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmlens.analyses._layers import listed
 from ssmlens.analyses._ledger import Progress
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.memory import _clock as clock
@@ -26,7 +27,7 @@ LOCAL = "A gradient is the effect of an infinitely small change; what exchanging
 def influence(
     source: Lens | Callable[[Tensor], Tensor],
     prompt: Any,
-    positions: Sequence[int] = (-1,),
+    positions: int | Sequence[int] = (-1,),
     *,
     probes: int = 8,
     repeats: int = 1000,
@@ -59,13 +60,16 @@ def influence(
         ValueError: for several rows, or positions that do not exist.
     """
     forward, inputs, settings, control = _prepare(source, prompt)
-    total = len(inputs)
-    wrong = [t for t in positions if not -total <= t < total]
-    if wrong or not len(positions) or probes < 0:
+    total, wanted = len(inputs), listed(positions)
+    wrong = [t for t in wanted if not -total <= t < total]
+    if wrong or not wanted or probes < 0:
         raise ValueError(f"positions lie between 0 and {total - 1}, and probes are 0 or more")
-    at = [t % total for t in positions]
+    at = [t % total for t in wanted]
     leaf = inputs.detach().clone().requires_grad_(True)
     out = forward(leaf)
+    out = out[:, None] if out.ndim == 1 else out
+    if out.ndim != 2 or len(out) != total:
+        raise ValueError(f"the outputs are (t, o), one row for each of the {total} inputs, got {tuple(out.shape)}")
     width = out.shape[-1]
     g = torch.Generator().manual_seed(seed)
     directions = torch.eye(width) if probes == 0 else torch.randn(probes, width, generator=g)
@@ -99,6 +103,7 @@ def _prepare(source: Any, prompt: Any) -> tuple[Callable[[Tensor], Tensor], Tens
     """The map from inputs (t, d) to outputs (t, o), its inputs, and what is known about them."""
     if not isinstance(source, Lens):
         inputs = torch.as_tensor(prompt)
+        inputs = inputs if inputs.is_floating_point() else inputs.double()
         inputs = inputs[:, None] if inputs.ndim == 1 else inputs
         return source, inputs, {}, {}
     ids = prompt_ids(source, prompt)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmlens.analyses._layers import Source, collect
+from ssmlens.analyses._layers import Source, collect, listed
 from ssmlens.analyses.memory import _features as f
 from ssmlens.lens import Lens
 from ssmlens.recurrence import Recurrence
@@ -128,12 +128,12 @@ def log_spaced(longest: int) -> list[int]:
     return [k for k in found if k <= longest]
 
 
-def checked_lags(lags: Sequence[int] | None, lengths: Tensor) -> list[int]:
+def checked_lags(lags: int | Sequence[int] | None, lengths: Tensor) -> list[int]:
     """Lags in order, each once; by default log-spaced up to an eighth of the longest sequence, 256 at most."""
     longest = int(lengths.max())
     if lags is None:
         return log_spaced(min(256, max(1, longest // 8)))
-    found = sorted({int(k) for k in lags})
+    found = sorted(set(listed(lags)))
     if not found or found[0] < 0 or found[-1] >= longest:
         raise ValueError(f"lags are whole numbers from 0 to {longest - 1}, the longest sequence less one token")
     return found

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmlens.analyses._layers import listed
 from ssmlens.analyses._ledger import Progress
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.memory._assumes import NO_FORGETTING, TEACHER_FORCED
@@ -24,7 +25,7 @@ UNUSUAL = "A text that begins in the middle is itself unusual input: part of the
 def effective_remembrance(
     source: Lens | Callable[[Tensor], Tensor],
     prompt: Any,
-    kept: Sequence[int] | None = None,
+    kept: int | Sequence[int] | None = None,
     *,
     repeats: int = 1000,
     confidence: float = 0.95,
@@ -110,10 +111,10 @@ def _last_logits(lens: Lens) -> Callable[[Tensor], Tensor]:
     return last
 
 
-def _kept(kept: Sequence[int] | None, total: int) -> list[int]:
+def _kept(kept: int | Sequence[int] | None, total: int) -> list[int]:
     if kept is None:
         return [*(2**i for i in range(total.bit_length()) if 2**i < total), total]
-    found = sorted({int(k) for k in kept})
+    found = sorted(set(listed(kept)))
     if not found or not 1 <= found[0] <= found[-1] <= total:
         raise ValueError(f"numbers of tokens kept lie between 1 and {total}")
     return found

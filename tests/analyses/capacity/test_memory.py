@@ -126,6 +126,14 @@ def test_memory_refusals() -> None:
         capacity.memory_capacity(torch.rand(500, 3), u, 5, noise=-1)
 
 
+def test_features_that_never_move_remember_nothing() -> None:
+    u = torch.rand(500, generator=torch.Generator().manual_seed(0))
+    found = capacity.memory_capacity(torch.ones(500, 3), u, 5)
+    assert found.value.tolist() == [0] * 6
+    assert found.columns["held_out"].abs().max() < 0.05
+    assert capacity.information_processing_capacity(torch.ones(500, 3), u, lags=5).value.tolist() == [0]
+
+
 def test_a_quadratic_feature_has_degree_two_alone() -> None:
     u = torch.rand(8000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
     square, product = 3 * u**2 - 1, u.roll(1) * u.roll(3)
@@ -174,6 +182,10 @@ def test_processing_refusals() -> None:
         capacity.information_processing_capacity(torch.rand(300, 2), u, polynomials="chebyshev")
     with pytest.raises(ValueError, match="too few"):
         capacity.information_processing_capacity(torch.rand(300, 2), u)
+    with pytest.raises(ValueError, match="inputs that take few values"):
+        capacity.information_processing_capacity(torch.rand(300, 2), (u - 0.5).sign(), lags=(3, 2))
+    with pytest.raises(ValueError, match="below the 1 samples"):
+        capacity.memory_capacity(torch.rand(1, 2), u[:1])
 
 
 def test_a_trained_model_as_a_reservoir() -> None:

@@ -88,6 +88,7 @@ def test_tiny_and_empty_states() -> None:
     tiny = capacity.rank_statistics(torch.eye(3).double() * 1e-90)
     assert tiny.value.item() == pytest.approx(3)
     assert capacity.rank_statistics(torch.zeros(2, 3, 4)).value.tolist() == [0, 0]
+    assert capacity.rank_statistics([[2.0, 0.0], [0.0, 2.0]]).value.item() == pytest.approx(2)
 
 
 def test_null_model_limits() -> None:
@@ -119,6 +120,10 @@ def test_older_pairs_fade() -> None:
 
 def test_one_pair_is_always_found() -> None:
     assert capacity.hebbian_load(16, 64, 32, [1]).value.item() == pytest.approx(1, abs=2e-3)
+
+
+def test_a_load_may_be_one_number() -> None:
+    assert capacity.hebbian_load(16, 64, 32, 5).value.tolist() == capacity.hebbian_load(16, 64, 32, [5]).value.tolist()
 
 
 def test_load_refusals() -> None:

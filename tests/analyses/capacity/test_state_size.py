@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_mamba2
@@ -113,6 +115,14 @@ def test_default_cuts_leave_room_for_the_state() -> None:
     assert (min(cuts), max(cuts)) == (6, 42)
 
 
+def test_cuts_and_matrices_may_be_given_in_many_ways() -> None:
+    rec = random_recurrence("scalar", length=12)
+    one = capacity.effective_state_size(rec, 5).value
+    for cut in (np.int64(5), torch.tensor(5), torch.tensor([5]), (5,), range(5, 6)):
+        assert torch.equal(capacity.effective_state_size(rec, cut).value, one)
+    assert capacity.effective_state_size([[1.0, 0.0], [1.0, 1.0]], form="rank").value.tolist() == [1]
+
+
 def test_refusals() -> None:
     rec = random_recurrence("scalar", length=12)
     with pytest.raises(ValueError, match="choose one of entropy, tolerance, relative, rank"):
@@ -123,6 +133,8 @@ def test_refusals() -> None:
         capacity.effective_state_size(torch.ones(3, 4))
     with pytest.raises(ValueError, match="NaN"):
         capacity.hankel(torch.full((3, 3), torch.nan))
+    with pytest.raises(ValueError, match="writes or reads of the recurrence hold NaN"):
+        capacity.effective_state_size(Recurrence(replace(rec.inputs, read=rec.inputs.read * torch.nan)))
     with pytest.raises(ValueError, match="one token"):
         capacity.effective_state_size(torch.ones(1, 1))
     with pytest.raises(ValueError, match="above 0"):

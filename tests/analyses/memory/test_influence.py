@@ -63,6 +63,15 @@ def test_exact_jacobians() -> None:
         assert found.columns["share"][i].nansum().item() == pytest.approx(1)
 
 
+def test_one_position_and_outputs_without_an_axis() -> None:
+    x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = memory.influence(lambda v: mixing(v)[:, 0], x, 4, probes=0)
+    listed = memory.influence(lambda v: mixing(v)[:, :1], x, [4], probes=0)
+    assert torch.equal(found.value.nan_to_num(), listed.value.nan_to_num())
+    whole = memory.influence(lambda v: v.cumsum(0), [[1], [2], [3]], probes=0)
+    assert whole.value.tolist() == [[3, 2, 1]]
+
+
 def test_probes_estimate_it_and_know_how_well() -> None:
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     exact = memory.influence(mixing, x, probes=0).value
@@ -93,5 +102,7 @@ def test_refusals() -> None:
     lens = ssmlens.load(tiny_mamba1(), tokenizer=tiny_tokenizer())
     with pytest.raises(ValueError, match="one text at a time"):
         memory.influence(lens, ["abc", "def"])
+    with pytest.raises(ValueError, match="one row for each of the 5 inputs"):
+        memory.influence(lambda v: v.sum(0), torch.ones(5, 2))
     with pytest.raises(ValueError, match="positions lie between"):
         memory.influence(lens, "abc", [3])

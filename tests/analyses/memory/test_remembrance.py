@@ -56,6 +56,7 @@ def test_equals_runs_of_the_model_itself(make: object) -> None:
         part = lens.model(ids[:, 20 - k :]).logits[:, -1].softmax(-1)
         expected = (whole - part).abs().sum(-1) / 2
         torch.testing.assert_close(found.value[:, i], expected.detach(), rtol=1e-8, atol=1e-12)
+    assert torch.equal(memory.effective_remembrance(lens, ids, 7).value[:, 0], found.value[:, 1])
     assert (found.columns["low"] <= found.columns["mean"]).all()
     assert (found.columns["mean"] <= found.columns["high"]).all()
     torch.testing.assert_close(found.control["last_token"][:, 0], found.value[:, 0])
