@@ -6,4 +6,8 @@ from ssmlens.apps.frame.pages import Page
 
 __all__ = ["PAGES"]
 
-PAGES: tuple[Page, ...] = ()
+PAGES: tuple[Page, ...] = (
+    Page("knockout", "Knockout", ":material/block:", "ssmlens.apps.act.knockout"),
+    Page("patch", "Patch", ":material/healing:", "ssmlens.apps.act.patch"),
+    Page("steer", "Steer", ":material/tune:", "ssmlens.apps.act.steer"),
+)

@@ -1,0 +1,130 @@
+"""What the pages of the group Act keep: each intervention's result, under everything that it depends on, bounded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from ssmlens.apps import store
+from ssmlens.interventions import (
+    Contrast,
+    Patching,
+    StateEdit,
+    Steered,
+    contrast,
+    knockout,
+    knockout_leak,
+    patch,
+    steer,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import pandas as pd
+
+    import ssmlens
+
+__all__ = [
+    "MAX_RUNS",
+    "Edit",
+    "continued",
+    "default_source",
+    "knocked",
+    "leaks",
+    "other_token",
+    "patched",
+    "steered",
+    "steering",
+    "top",
+]
+
+MAX_RUNS = 6
+"""Logits of whole texts are large."""
+
+MAX_PATCHINGS = 8
+MAX_LEAKS = 32
+
+Edit = tuple[int, int, str, float, int | None]
+"""Layer, step, "scale", "add" or "set", its number, and the head or None for all."""
+
+
+def default_source(reading: store.Reading) -> int:
+    """The token that a page starts with: the strongest one of the exact decomposition, or the first one."""
+    from ssmlens.apps.read.suits import attributable
+
+    last = len(reading.tokens) - 1
+    if attributable(reading.lens):
+        return 0
+    found = store.attribution(reading.key, "decompose", None, last, reading.lens).strongest()
+    return found if found < last else 0
+
+
+def other_token(key: store.Key, position: int) -> int | None:
+    """Id of the last token of the text that differs from the one at a position; None where all are the same."""
+    ids = key[1]
+    return next((i for i in ids[::-1] if i != ids[position]), None)
+
+
+@st.cache_resource(max_entries=MAX_RUNS, show_spinner=False)
+def knocked(
+    key: store.Key,
+    sources: tuple[int, ...],
+    target: int | None,
+    layers: tuple[int, ...] | None,
+    paths: tuple[str, ...],
+    decay: str,
+    _trace: ssmlens.Trace,
+    _lens: ssmlens.Lens,
+) -> Contrast:
+    """The model's own run beside the one in which the target, or every later token, cannot read the sources."""
+    after = knockout(_lens, list(key[1]), list(sources), target, layers, paths, decay)
+    return contrast(_trace.logits, after)
+
+
+@st.cache_data(max_entries=MAX_LEAKS, show_spinner=False)
+def leaks(key: store.Key, source: int, layers: tuple[int, ...] | None, _lens: ssmlens.Lens) -> pd.DataFrame:
+    """What is left of one token's influence under every kind of knockout."""
+    return knockout_leak(_lens, list(key[1]), source, layers=layers)
+
+
+@st.cache_resource(max_entries=MAX_PATCHINGS, show_spinner=False)
+def patched(
+    key: store.Key,
+    corrupt: tuple[int, ...] | str,
+    kind: str,
+    metric: str,
+    positions: tuple[int, ...],
+    position: int,
+    _layers: tuple[int, ...],
+    _lens: ssmlens.Lens,
+) -> Patching:
+    """Every layer at these positions, patched one by one."""
+    sites = [(kind, layer, t) for layer in _layers for t in positions]
+    other = corrupt if isinstance(corrupt, str) else list(corrupt)
+    return patch(_lens, list(key[1]), other, sites, metric, position=position)
+
+
+def top(found: Patching, decode: Callable[[Sequence[int]], str] | None) -> str:
+    """The likeliest token after the position that the metric reads, in the corrupt run."""
+    runs = contrast(found.corrupt_logits, found.corrupt_logits)
+    return str(runs.table(int(found.settings["position"]), 1, decode)["token"].iloc[0])
+
+
+@st.cache_resource(max_entries=MAX_RUNS, show_spinner=False)
+def steered(key: store.Key, edit: Edit, read: str, _trace: ssmlens.Trace, _lens: ssmlens.Lens) -> Contrast:
+    """The model's own run beside the one with its state edited."""
+    return contrast(_trace.logits, steer(_lens, list(key[1]), steering(edit), read=read).logits)
+
+
+@st.cache_resource(max_entries=2 * MAX_RUNS, show_spinner=False)
+def continued(key: store.Key, edit: Edit, read: str, new_tokens: int, _lens: ssmlens.Lens) -> Steered:
+    """The run that goes on after the text."""
+    return steer(_lens, list(key[1]), steering(edit), new_tokens=new_tokens, read=read)
+
+
+def steering(edit: Edit) -> StateEdit:
+    """The library's form of an edit."""
+    layer, step, how, number, head = edit
+    return StateEdit(layer, step, heads=None if head is None else [head], **{how: number})
