@@ -1,4 +1,4 @@
-"""Report: collected figures in one file."""
+"""Report: the figures that were put aside, as one document."""
 
 from __future__ import annotations
 
@@ -6,4 +6,6 @@ from ssmlens.apps.frame.pages import Page
 
 __all__ = ["PAGES"]
 
-PAGES: tuple[Page, ...] = ()
+PAGES: tuple[Page, ...] = (
+    Page("report", "Report", ":material/summarize:", "ssmlens.apps.report.collection", needs="nothing"),
+)
