@@ -1,4 +1,4 @@
-"""Compare: two models or two prompts side by side."""
+"""Compare: two models or two texts side by side."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from ssmlens.apps.frame.pages import Page
 
 __all__ = ["PAGES"]
 
-PAGES: tuple[Page, ...] = ()
+PAGES: tuple[Page, ...] = (Page("compare", "Side by side", ":material/compare:", "ssmlens.apps.compare.sides"),)
