@@ -39,7 +39,7 @@ def rank_floor(
     prompt: Any = None,
     layer: int | Sequence[int] | None = None,
     metric: str | Callable[[Tensor], Any] = "loss",
-    r_grid: Sequence[int] | None = None,
+    r_grid: int | Sequence[int] | None = None,
     token_cut: int | None = None,
     *,
     targets: Tensor | None = None,
@@ -172,7 +172,7 @@ def _runs(
 def _of_recurrence(
     rec: Recurrence,
     metric: str | Callable[[Tensor], Any],
-    r_grid: Sequence[int] | None,
+    r_grid: int | Sequence[int] | None,
     token_cut: int | None,
     centred: bool,
     per: str,
@@ -263,7 +263,7 @@ def _ratio(x: Tensor) -> Tensor:
 
 def _floor(gap: Tensor, ranks: list[int], tolerance: float) -> Tensor:
     """The smallest rank from which on the gap (..., ranks) stays within the tolerance; NaN when none does."""
-    bad = gap.abs() > tolerance
+    bad = ~(gap.abs() <= tolerance)  # NaN is no answer
     after = bad.flip(-1).long().cumsum(-1).flip(-1) == 0  # nothing bad from here on
     first = after.long().argmax(-1)
     return torch.where(after.any(-1), torch.tensor(ranks, dtype=torch.float64)[first], torch.nan)

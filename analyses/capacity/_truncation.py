@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmlens.analyses._layers import listed
 from ssmlens.kernels import scan
 from ssmlens.kernels.inputs import ScanInputs
 from ssmlens.lens import Lens
@@ -131,14 +132,14 @@ def _run(inputs: ScanInputs, cut: int, state: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([before, after], dim=1), final
 
 
-def rank_grid(r_grid: Sequence[int] | None, full: int) -> list[int]:
+def rank_grid(r_grid: int | Sequence[int] | None, full: int) -> list[int]:
     """Increasing ranks; by default 0, 1, 2, 3, 4, 6, 8... to the full one."""
     if r_grid is None:
         steps = [0, 1, 2, 3, 4] + [x for k in range(1, 16) for x in (3 * 2**k, 4 * 2**k)]
         return sorted({*(r for r in steps if r < full), full})
-    ranks = sorted({int(r) for r in r_grid})
+    ranks = sorted(set(listed(r_grid)))
     if not ranks or ranks[0] < 0:
-        raise ValueError(f"r_grid lists ranks from 0, got {list(r_grid)}")
+        raise ValueError(f"r_grid lists ranks from 0, got {r_grid!r}")
     return ranks
 
 

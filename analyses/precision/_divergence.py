@@ -43,7 +43,9 @@ class _Way:
 
 
 def divergence(
-    lens: Lens, prompt: Any, dtypes: Sequence[str | torch.dtype | Format] = ("bfloat16", "float16", "float8_e4m3fn"), *,
+    lens: Lens, prompt: Any,
+    dtypes: str | torch.dtype | Format | Sequence[str | torch.dtype | Format] = ("bfloat16", "float16", "fp8"),
+    *,
     variants: Sequence[str] = VARIANTS, share: float = 0.1, scaled: bool = False, conv: bool = False, seed: int = 0,
     resume: str | Path | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
@@ -77,7 +79,8 @@ def divergence(
         SsmlensError: for an unknown format or variant, a share outside (0, 1), or an empty list.
         UnsupportedModelError: when a layer has no recurrence.
     """
-    formats = [format_of(x) for x in dtypes]
+    one = isinstance(dtypes, str | torch.dtype | Format)
+    formats = [format_of(x) for x in ((dtypes,) if one else dtypes)]
     wrong = [v for v in variants if v not in VARIANTS]
     if wrong or not variants or not formats:
         raise SsmlensError(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import ssmlens
 from ssmlens.analyses import capacity
+from ssmlens.analyses.capacity.checks import random_recurrence
 from ssmlens.interventions import StateEdit, steer
 from ssmlens.kernels.inputs import ScanInputs
 from ssmlens.recurrence import Recurrence
@@ -176,6 +177,13 @@ def test_progress_and_table() -> None:
     )
     assert seen[-1] == (12, 12)
     assert set(found.table()["reading"]) == {"rerun", "frozen"}
+
+
+def test_a_metric_that_is_nan_has_no_floor() -> None:
+    rec = random_recurrence("scalar", length=12)
+    found = capacity.rank_floor(rec, metric=lambda y: y.sum() * torch.nan, token_cut=5, r_grid=2)
+    assert found.coords["rank"] == [2]
+    assert found.columns["floor"].isnan().all()
 
 
 def test_refusals() -> None:

@@ -145,6 +145,12 @@ def test_on_a_long_text_the_slow_heads_count_for_more_than_as_many_others() -> N
     assert bool((found.columns["mean_high"] >= found.columns["mean"]).all())
 
 
+def test_one_format_needs_no_list() -> None:
+    lens = lens_of(tiny_mamba2)
+    one, listed = (precision.divergence(lens, IDS, x, variants=("all",)) for x in ("bfloat16", ["bfloat16"]))
+    assert torch.equal(one.value, listed.value)
+
+
 def test_refusals() -> None:
     lens = lens_of(tiny_mamba2)
     with pytest.raises(SsmlensError, match="variants are all, slow, random, rest, stochastic, at least one"):
