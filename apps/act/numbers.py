@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -127,4 +127,5 @@ def continued(key: store.Key, edit: Edit, read: str, new_tokens: int, _lens: ssm
 def steering(edit: Edit) -> StateEdit:
     """The library's form of an edit."""
     layer, step, how, number, head = edit
-    return StateEdit(layer, step, heads=None if head is None else [head], **{how: number})
+    change: dict[str, Any] = {how: number}
+    return StateEdit(layer, step, heads=None if head is None else [head], **change)

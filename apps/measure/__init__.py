@@ -6,4 +6,4 @@ from ssmlens.apps.frame.pages import Page
 
 __all__ = ["PAGES"]
 
-PAGES: tuple[Page, ...] = ()
+PAGES: tuple[Page, ...] = (Page("measure", "Studies", ":material/science:", "ssmlens.apps.measure.studies"),)

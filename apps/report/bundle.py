@@ -110,6 +110,6 @@ def _figure(number: int, item: Item) -> str:
 def _table(item: Item) -> str:
     lines = item.table.head(_ROWS)
     more = f", the first {_ROWS} of {len(item.table)} lines" if len(item.table) > _ROWS else ""
-    rows = lines.to_html(index=False, border=0, escape=True, float_format="%.6g")
+    rows = lines.to_html(index=False, border=0, escape=True, float_format="{:.6g}".format)
     opened = " open" if item.plotly is None and item.svg is None else ""
     return f'<details{opened}><summary>Table{more}</summary><div class="wide">{rows}</div></details>'
