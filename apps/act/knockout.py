@@ -15,6 +15,7 @@ from ssmlens.apps.frame.panel import boundary, is_dark, panel, present
 from ssmlens.apps.frame.shown import Shown
 from ssmlens.apps.frame.snippets import snippet
 from ssmlens.apps.read.suits import has_recurrence as supports
+from ssmlens.errors import SsmlensError
 from ssmlens.interventions import DECAYS, PATHS
 from ssmlens.plotting import Caption
 
@@ -94,20 +95,23 @@ def blocked(reading: store.Reading) -> None:
 
 def _choices(reading: store.Reading, target: int) -> Blocked | None:
     """What the visitor blocks; None where that is nothing."""
-    positions = list(range(len(reading.tokens)))
-    default = [numbers.default_source(reading)]
-    if any(s not in positions for s in st.session_state.get("sources", ())):
-        st.session_state["sources"] = default
-    sources = st.multiselect(
+    # A list of tags would be the usual control; its white letters are too faint on the dark page.
+    typed = st.text_input(
         "Source tokens",
-        positions,
-        default,
+        str(numbers.default_source(reading)),
         key="sources",
         bind="query-params",
-        format_func=lambda s: controls.position_name(s, reading.tokens),
-        help="They cannot be read. A click on the text adds one or takes it out again.",
+        placeholder="positions, such as 3, 8",
+        help="Positions of the tokens that cannot be read, parted by commas. A click on the text adds one or takes it "
+        "out again.",
     )
-    columns = st.columns([3, 2, 2, 3], vertical_alignment="bottom")
+    sources = _positions(typed)
+    wrong = [s for s in sources if not 0 <= s < len(reading.tokens)]
+    if wrong:
+        raise SsmlensError(
+            f"this text has tokens 0 to {len(reading.tokens) - 1}, so that there is no source {wrong[0]}"
+        )
+    columns = st.columns([4, 2, 2], vertical_alignment="bottom")
     rows = columns[0].segmented_control(
         "Rows that cannot read them", ROWS, default=ROWS[0], required=True, key="rows", bind="query-params"
     )
@@ -132,7 +136,9 @@ def _choices(reading: store.Reading, target: int) -> Blocked | None:
     known = sorted(reading.trace.mixers)
     if any(k not in known for k in st.session_state.get("layers", ())):
         st.session_state["layers"] = []
-    layers = columns[3].multiselect("Layers", known, key="layers", bind="query-params", placeholder="all layers")
+    layers = st.pills(
+        "Layers", known, selection_mode="multi", key="layers", bind="query-params", help="All where none is chosen."
+    )
     if not sources or not paths:
         return None
     return Blocked(
@@ -147,8 +153,21 @@ def _picked() -> None:
         st.session_state["target"] = event["target"]
     source = event.get("source")
     if isinstance(source, int):
-        there = list(st.session_state.get("sources", ()))
-        st.session_state["sources"] = [s for s in there if s != source] if source in there else [*there, source]
+        there = _positions(st.session_state["sources"])
+        chosen = [s for s in there if s != source] if source in there else sorted([*there, source])
+        st.session_state["sources"] = ", ".join(map(str, chosen))
+
+
+def _positions(typed: str) -> list[int]:
+    """Positions as they were typed, each once.
+
+    Raises:
+        SsmlensError: for what is no whole number.
+    """
+    words = typed.replace(",", " ").split()
+    if not all(word.isdecimal() for word in words):
+        raise SsmlensError(f"source tokens are positions such as 3, 8, got “{typed}”")
+    return sorted({int(word) for word in words})
 
 
 _IMPORTS = ("from ssmlens.interventions import contrast, knockout",)

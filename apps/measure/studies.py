@@ -53,7 +53,7 @@ def study(reading: store.Reading) -> Shown | None:
         st.info("The study was cancelled.", icon=":material/info:")
     else:
         st.info(chosen.explanation.means, icon=":material/info:")
-    st.button("Run the study", key="study_run", type="primary", icon=":material/play_arrow:", on_click=_start,
+    st.button("Run the study", key="study_run", icon=":material/play_arrow:", on_click=_start,
               args=(reading, chosen, key))  # fmt: skip
     if st.session_state.pop("study_busy", None):
         st.error(f"{jobs.MOST_WAITING} studies wait or run already: try again when one of them has ended.")
