@@ -254,6 +254,18 @@ def test_another_method_colours_the_text(view: Any, page_url: str) -> None:
     expect(view.get_by_text("after token 5 “a”, by relevance")).to_be_visible(timeout=WAIT_MS)
 
 
+def test_a_click_on_the_text_blocks_a_token(view: Any, page_url: str) -> None:
+    from playwright.sync_api import expect
+
+    view.goto(address(page_url, "knockout", sources="2"))
+    expect(heading(view, "The text without access to 2 “e”")).to_be_visible(timeout=WAIT_MS)
+    idle(view)
+    view.locator(".tokens span").nth(5).click()
+    expect(heading(view, "The text without access to 2 “e”, 5 “a”")).to_be_visible(timeout=WAIT_MS)
+    expect(view.get_by_role("textbox", name="Source tokens")).to_have_value("2, 5")
+    expect(view).to_have_url(re.compile("sources=2(%2C|,)(%20|[+])5"), timeout=WAIT_MS)
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_no_page_has_a_serious_barrier(view: Any, page_url: str, theme: str) -> None:
     """axe finds no serious or critical violation on any page of the navigation."""
