@@ -79,8 +79,8 @@ def divergence(
         SsmlensError: for an unknown format or variant, a share outside (0, 1), or an empty list.
         UnsupportedModelError: when a layer has no recurrence.
     """
-    one = isinstance(dtypes, str | torch.dtype | Format)
-    formats = [format_of(x) for x in ((dtypes,) if one else dtypes)]
+    listed = [dtypes] if isinstance(dtypes, str | torch.dtype | Format) else dtypes
+    formats = [format_of(x) for x in listed]
     wrong = [v for v in variants if v not in VARIANTS]
     if wrong or not variants or not formats:
         raise SsmlensError(
