@@ -61,8 +61,9 @@ def patching(reading: store.Reading) -> None:
         found = numbers.patched(
             reading.key, asked.corrupt, asked.kind, asked.metric, asked.positions, asked.target, layers, reading.lens
         )
-    layer = controls.layer(reading)
-    pin = _pinned(asked)
+    left, right = st.columns(2)
+    layer = controls.layer(reading, left)
+    pin = _pinned(reading, asked, right)
     st.markdown(f"**How much of the {asked.metric} comes back, by layer and token: {asked.kind}**")
     _numbers(reading, asked, found, layer, pin)
     grid = found.grid(values=found.recovered)
@@ -122,10 +123,18 @@ def _choices(reading: store.Reading) -> Asked | None:
     return Asked(corrupt, call, kind, metric, tuple(t for t in chosen if t <= target), target)
 
 
-def _pinned(asked: Asked) -> int:
-    """The token whose cell is read out: the one that was clicked, else the first one that was patched."""
-    there = st.session_state.get("patch_pin", st.session_state.get("exchanged"))
-    return there if there in asked.positions else asked.positions[0]
+def _pinned(reading: store.Reading, asked: Asked, place: st.delta_generator.DeltaGenerator) -> int:
+    """The token whose cell is read out; it starts with the first one that was patched."""
+    controls.reset_unless("patch_pin", asked.positions, asked.positions[0])
+    chosen: int = place.selectbox(
+        "Pinned token",
+        asked.positions,
+        key="patch_pin",
+        bind="query-params",
+        format_func=lambda t: controls.position_name(t, reading.tokens),
+        help="Its cell of the map is read out. A click on the text below pins a patched token, too.",
+    )
+    return chosen
 
 
 def _picked() -> None:
