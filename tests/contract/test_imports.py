@@ -34,8 +34,7 @@ ALLOWED = {
     # The model as a map with an explicit state, from its weights.
     "stepping": CORE | {"lens", "models", "stepping"},
     # A study imports no other study, no model and no plotting.
-    "analyses": CORE
-    | {"analyses", "attention", "lens", "prompt", "recurrence", "stepping", "tap", "tasks", "trace"},
+    "analyses": CORE | {"analyses", "attention", "lens", "prompt", "recurrence", "stepping", "tap", "tasks", "trace"},
     # Patching and steering go through the tap; the lenses read a trace, and trained ones come with shipped models.
     "interventions": CORE | {"interventions", "lens", "models", "prompt", "tap", "trace", "zoo"},
     # Attribution recomputes the model from its weights, differentiably and piece by piece.
