@@ -7,20 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssmlens.cli import capacity_memory, output
+from ssmlens.cli import capacity_memory, output, studies
 from ssmlens.cli import options as o
-from ssmlens.cli.capacity_output import (
-    FIGURES,
-    TABLES,
-    assumptions,
-    emit,
-    is_figure,
-    numbers,
-    refuse_early,
-    rows_of,
-    save,
-    sentences,
-)
+from ssmlens.cli.capacity_output import assumptions, emit, rows_of, save
+from ssmlens.cli.studies import refuse_early, sentences
+from ssmlens.cli.studies import whole_numbers as numbers
 from ssmlens.errors import SsmlensError
 
 if TYPE_CHECKING:
@@ -30,10 +21,6 @@ __all__ = ["app"]
 
 app = typer.Typer(help="How much a model's states can hold, and how much of it the model uses.")
 
-Out = Annotated[
-    Path | None,
-    typer.Option(help="Write the numbers (.csv, .json, .parquet, .safetensors) or a figure (.png, .svg, .pdf)."),
-]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Tolerance = Annotated[float, typer.Option(help="Smallest singular value of M that counts in the tolerance form.")]
 
@@ -47,7 +34,7 @@ def capacity(
     ids: o.Ids = None,
     cut: Annotated[int | None, typer.Option(help="Token where past and future part; default: the middle.")] = None,
     tolerance: Tolerance = 1e-3,
-    out: Out = None,
+    out: studies.Out = None,
     dtype: o.Dtype = "float32",
     device: o.Device = "cpu",
     json: o.Json = False,
@@ -56,15 +43,17 @@ def capacity(
     if context.invoked_subcommand is not None:
         refuse_early(context)
         return
-    output.check_target(out, (*TABLES, *FIGURES))
+    studies.check_out(out)
     prompt = o.prompt(model, text, file, ids)
     found = o.open_lens(model, dtype, device).trace(prompt).check()
     from ssmlens.analyses import capacity as study
 
     with sentences():
         result = study.summary(found, cut, tolerance=tolerance)
-        drawn = study.effective_state_size(found, tolerance=tolerance) if is_figure(out) else result
-    save(drawn, out, "state_size")
+        figures = studies.figures(out)
+        if figures:
+            save(study.effective_state_size(found, tolerance=tolerance), figures, "state_size")
+    save(result, [target for target in out or () if target not in figures], "state_size")
     about = {"model": found.settings["model"], "tokens": len(found.tokens[0]), "cut": result.settings["cut"]}
     emit(result, about, out, json, _SUMMARY, f"past and future part at token {about['cut']}", _SUMMARY_LEGEND)
 
@@ -97,13 +86,13 @@ def state_size(
     cuts: Annotated[str | None, typer.Option(metavar="N,N,...", help="Tokens, or all; default: 16 of them.")] = None,
     form: Annotated[str, typer.Option(help="entropy, tolerance, relative or rank.")] = "entropy",
     tolerance: Tolerance = 1e-3,
-    out: Out = None,
+    out: studies.Out = None,
     dtype: o.Dtype = "float32",
     device: o.Device = "cpu",
     json: o.Json = False,
 ) -> None:
     """Effective state size of every layer and head, cut by cut."""
-    output.check_target(out, (*TABLES, *FIGURES))
+    studies.check_out(out)
     where = "all" if cuts == "all" else numbers(cuts, "--cuts")
     prompt = o.prompt(model, text, file, ids)
     lens = o.open_lens(model, dtype, device)
@@ -149,13 +138,13 @@ def rank_floor(
     centred: Annotated[bool, typer.Option(help="Keep the mean state and truncate the rest.")] = False,
     tolerance: Annotated[float, typer.Option(help="Distance from the whole state's metric that is kept.")] = 0.02,
     seed: Seed = 0,
-    out: Out = None,
+    out: studies.Out = None,
     dtype: o.Dtype = "float32",
     device: o.Device = "cpu",
     json: o.Json = False,
 ) -> None:
     """Causal rank floor: truncate the state at a token, and see from which rank on the model does as well as before."""
-    output.check_target(out, (*TABLES, *FIGURES))
+    studies.check_out(out)
     grid = numbers(ranks, "--ranks")
     if prompts < 1 or length < 2:
         raise SsmlensError(f"--prompts is at least 1 and --length 2, got {prompts} and {length}")
@@ -200,14 +189,14 @@ def collapse(
     control: Annotated[bool, typer.Option(help="Also with a state that starts anew every --train-length.")] = True,
     by: Annotated[str, typer.Option(help="bucket, or head for the state of every head in the files.")] = "bucket",
     resume: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep chunks here, and go on from them.")] = None,
-    out: Out = None,
+    out: studies.Out = None,
     dtype: o.Dtype = "float32",
     device: o.Device = "cpu",
     json: o.Json = False,
 ) -> None:
     """Stream a long text with carried state: loss by position, states that leave their range, and when."""
-    output.check_target(out, (*TABLES, *FIGURES))
-    if by == "head" and is_figure(out):
+    studies.check_out(out)
+    if by == "head" and studies.figures(out):
         raise SsmlensError("a figure shows the loss: leave --by out, or write a table")
     from ssmlens.analyses import capacity as study
 

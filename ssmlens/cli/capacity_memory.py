@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssmlens.cli import options as o
-from ssmlens.cli import output
-from ssmlens.cli.capacity_output import (
-    FIGURES,
-    TABLES,
-    assumptions,
-    emit,
-    numbers,
-    rows_of,
-    save,
-    sentences,
-)
+from ssmlens.cli import output, studies
+from ssmlens.cli.capacity_output import assumptions, emit, rows_of, save
+from ssmlens.cli.studies import sentences
+from ssmlens.cli.studies import whole_numbers as numbers
 
 if TYPE_CHECKING:
     from ssmlens.analyses._result import Result
@@ -27,10 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["bits", "load", "memory", "processing"]
 
-Out = Annotated[
-    Path | None,
-    typer.Option(help="Write the numbers (.csv, .json, .parquet, .safetensors) or a figure (.png, .svg, .pdf)."),
-]
 Layer = Annotated[int | None, typer.Option(help="Layer; by default the last one with a recurrence.")]
 Lags = Annotated[str, typer.Option(metavar="N,N,...", help="Largest lag of degree 1, 2, 3...")]
 Samples = Annotated[int, typer.Option(help="Random inputs that drive the model.")]
@@ -47,13 +35,13 @@ def memory(
     features: Features = 256,
     frozen: Annotated[bool, typer.Option(help="Hold dt, B and C of the layer at their means.")] = False,
     seed: Seed = 0,
-    out: Out = None,
+    out: studies.Out = None,
     dtype: o.Dtype = "float32",
     device: o.Device = "cpu",
     json: o.Json = False,
 ) -> None:
     """Linear memory capacity of a layer's state for random inputs along the embeddings' first component."""
-    output.check_target(out, (*TABLES, *FIGURES))
+    studies.check_out(out)
     from ssmlens.analyses import capacity as study
 
     lens = o.open_lens(model, dtype, device)
@@ -86,13 +74,13 @@ def processing(
     samples: Samples = 6000,
     features: Features = 128,
     seed: Seed = 0,
-    out: Out = None,
+    out: studies.Out = None,
     dtype: o.Dtype = "float32",
     device: o.Device = "cpu",
     json: o.Json = False,
 ) -> None:
     """Information processing capacity by degree, with the layer's own gates and with frozen ones (selectivity tax)."""
-    output.check_target(out, (*TABLES, *FIGURES))
+    studies.check_out(out)
     most = numbers(lags, "--lags") or []
     from ssmlens.analyses import capacity as study
 
@@ -119,11 +107,11 @@ def load(
     age: Annotated[int, typer.Option(help="Pairs written after the one asked for.")] = 0,
     simulate: Annotated[int, typer.Option(help="Trials of a simulation; 0 for none.")] = 2000,
     seed: Seed = 0,
-    out: Out = None,
+    out: studies.Out = None,
     json: o.Json = False,
 ) -> None:
     """Hebbian load law: pairs that a head recalls when it holds them as a plain sum of outer products."""
-    output.check_target(out, (*TABLES, *FIGURES))
+    studies.check_out(out)
     loads = numbers(pairs, "--pairs")
     from ssmlens.analyses import capacity as study
 
@@ -146,13 +134,13 @@ def bits(
     trials: Annotated[int, typer.Option(help="Random strings of each length.")] = 200,
     level: Annotated[float, typer.Option(help="Share of whole strings that counts as copied.")] = 0.9,
     seed: Seed = 0,
-    out: Out = None,
+    out: studies.Out = None,
     dtype: o.Dtype = "float32",
     device: o.Device = "cpu",
     json: o.Json = False,
 ) -> None:
     """Bits that a copying model holds: the longest random string it copies whole, against the bits of its state."""
-    output.check_target(out, (*TABLES, *FIGURES))
+    studies.check_out(out)
     wanted = numbers(lengths, "--lengths") or []
     from ssmlens.analyses import capacity as study
 

@@ -2,55 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from ssmlens.cli import output
-from ssmlens.errors import SsmlensError
+from ssmlens.cli import output, studies
 
 if TYPE_CHECKING:
     from ssmlens.analyses._result import Result
 
-__all__ = [
-    "FIGURES",
-    "TABLES",
-    "assumptions",
-    "emit",
-    "is_figure",
-    "numbers",
-    "refuse_early",
-    "rows_of",
-    "save",
-    "sentences",
-]
-
-FIGURES = (".png", ".svg", ".pdf")
-TABLES = (".csv", ".json", ".parquet", ".safetensors")
-
-
-@contextmanager
-def sentences() -> Iterator[None]:
-    """A study's refusals, as the command line says them."""
-    try:
-        yield
-    except SsmlensError:
-        raise
-    except (ValueError, KeyError) as error:
-        raise SsmlensError(str(error.args[0] if error.args else error)) from error
+__all__ = ["assumptions", "emit", "rows_of", "save"]
 
 
 def emit(
-    result: Result, about: dict[str, Any], out: Path | None, json: bool, names: dict[str, str], head: str, legend: str
-) -> None:
+    result: Result, about: dict[str, Any], out: Sequence[Path] | None, json: bool, names: dict[str, str], head: str,
+    legend: str,
+) -> None:  # fmt: skip
     """The result as a table, or as JSON."""
     frame = result.table()
     if json:
         rows = frame.to_dict("records")
-        output.print_json(about | {"out": None if out is None else str(out), "rows": rows, "about": result.metadata()})
+        output.print_json(about | {"out": studies.listed(out), "rows": rows, "about": result.metadata()})
         return
     shown = {k: x for k, x in names.items() if k in frame}
     start = f"{about['model']}: " if "model" in about else ""
@@ -72,46 +44,13 @@ def number(x: Any) -> Any:
     return int(x) if float(x).is_integer() else float(x)
 
 
-def is_figure(out: Path | None) -> bool:
-    return out is not None and out.suffix.lower() in FIGURES
+def save(result: Result, out: Sequence[Path] | None, figure: str) -> None:
+    studies.save(result, out, "capacity", figure)
 
 
-def save(result: Result, out: Path | None, figure: str) -> None:
-    if out is None:
-        return
-    if is_figure(out):
-        from ssmlens import plotting
-        from ssmlens.plotting.studies import capacity as drawn
-
-        plotting.save(getattr(drawn, figure)(result), out)
-        return
-    with output.whole(out) as part:
-        result.save(part)
-
-
-def assumptions(result: Result, out: Path | None) -> None:
+def assumptions(result: Result, out: Sequence[Path] | None) -> None:
     if result.settings.get("interval"):
         print(f"interval: {result.settings['interval']}")
     for sentence in result.assumes:
         print(f"assumes: {sentence}")
-    if out is not None:
-        print(f"wrote {out}")
-
-
-def numbers(text: str | None, option: str) -> list[int] | None:
-    """ "0,1,4" as a list; None stays None."""
-    if text is None:
-        return None
-    try:
-        return [int(x) for x in text.split(",") if x.strip()]
-    except ValueError as error:
-        raise SsmlensError(f"{option} takes whole numbers separated by commas, got {text!r}") from error
-
-
-def refuse_early(context: typer.Context) -> None:
-    """Options before a subcommand would be lost."""
-    given = [k for k in context.params if getattr(context.get_parameter_source(k), "name", "") == "COMMANDLINE"]
-    if given:
-        raise SsmlensError(
-            f"--{given[0].replace('_', '-')} stands before {context.invoked_subcommand}: give options after it"
-        )
+    studies.wrote(out)

@@ -47,7 +47,7 @@ def lyapunov(
     if context.invoked_subcommand is not None:
         studies.refuse_early(context)
         return
-    output.check_target(out, (*studies.TABLES, *studies.FIGURES))
+    studies.check_out(out)
     prompt = o.prompt(model, text, file, ids)
     lens = o.open_lens(model, "float32", device)
     from ssmlens.analyses import lyapunov as study
@@ -68,8 +68,7 @@ def lyapunov(
     print(_LEGEND.format(**result.settings))
     for name, reading in study.READING.items():
         print(f"\n{name}: {reading.question}\n  says: {reading.says}\n  does not say: {reading.silent}")
-    if out is not None:
-        print(f"\nwrote {out}")
+    studies.wrote(out)
 
 
 _LEGEND = """\
@@ -91,7 +90,7 @@ def latent(
     json: o.Json = False,
 ) -> None:
     """Exponents of each layer's states with the gates frozen: the mean of the log decay."""
-    output.check_target(out, (*studies.TABLES, *studies.FIGURES))
+    studies.check_out(out)
     prompt = o.prompt(model, text, file, ids)
     found = o.open_lens(model, dtype, device).trace(prompt).check()
     from ssmlens.analyses import lyapunov as study
@@ -136,7 +135,7 @@ def stack(
     json: o.Json = False,
 ) -> None:
     """Largest exponents of the whole model while its text is given, all layers and convolution windows."""
-    output.check_target(out, (*studies.TABLES, *studies.FIGURES))
+    studies.check_out(out)
     wide = _float(dtype)
     prompt = o.prompt(model, text, file, ids)
     lens = o.open_lens(model, "float32", device)
@@ -175,7 +174,7 @@ def gain(
     json: o.Json = False,
 ) -> None:
     """How much the most sensitive perturbation of the state has grown some tokens later."""
-    output.check_target(out, (*studies.TABLES, *studies.FIGURES))
+    studies.check_out(out)
     wide, later = _float(dtype), [_whole(x) for x in studies.numbers(horizons, "--horizons")]
     prompt = o.prompt(model, text, file, ids)
     lens = o.open_lens(model, "float32", device)
@@ -216,7 +215,7 @@ def closed(
     json: o.Json = False,
 ) -> None:
     """Largest exponents of the model fed with its own expectation of the next token."""
-    output.check_target(out, (*studies.TABLES, *studies.FIGURES))
+    studies.check_out(out)
     wide, warm = _float(dtype), studies.numbers(temperatures, "--temperatures")
     prompt = o.prompt(model, text, file, ids)
     lens = o.open_lens(model, "float32", device)
@@ -256,7 +255,7 @@ def divergence(
     json: o.Json = False,
 ) -> None:
     """Whether two generations that share all chance draw the same tokens after a small disturbance."""
-    output.check_target(out, (*studies.TABLES, *studies.FIGURES))
+    studies.check_out(out)
     wide = _float(dtype)
     prompt = o.prompt(model, text, file, ids)
     lens = o.open_lens(model, "float32", device)

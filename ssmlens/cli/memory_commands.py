@@ -9,7 +9,8 @@ import typer
 
 from ssmlens.cli import memory_network, memory_probes, output
 from ssmlens.cli import options as o
-from ssmlens.cli.memory_shared import FIGURES, TABLES, Out, check_out, emit, sentences
+from ssmlens.cli.memory_shared import emit
+from ssmlens.cli.studies import FIGURES, TABLES, Out, check_out, sentences
 from ssmlens.errors import SsmlensError
 
 __all__ = ["app"]

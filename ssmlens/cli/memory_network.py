@@ -8,7 +8,9 @@ import typer
 
 from ssmlens.cli import options as o
 from ssmlens.cli import output
-from ssmlens.cli.memory_shared import Length, Out, Seed, check_out, emit, numbers, sentences, sequences
+from ssmlens.cli.memory_shared import Length, Seed, emit, sequences
+from ssmlens.cli.studies import Out, check_out, sentences
+from ssmlens.cli.studies import whole_numbers as numbers
 from ssmlens.errors import SsmlensError
 
 __all__ = ["answers", "influence", "remembrance", "stream"]

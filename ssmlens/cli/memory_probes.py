@@ -8,20 +8,9 @@ import typer
 
 from ssmlens.cli import options as o
 from ssmlens.cli import output
-from ssmlens.cli.memory_shared import (
-    Features,
-    Lags,
-    Length,
-    Out,
-    Rank,
-    Resume,
-    Seed,
-    check_out,
-    emit,
-    numbers,
-    read,
-    sentences,
-)
+from ssmlens.cli.memory_shared import Features, Lags, Length, Rank, Seed, emit, read
+from ssmlens.cli.studies import Out, Resume, check_out, sentences
+from ssmlens.cli.studies import whole_numbers as numbers
 from ssmlens.errors import SsmlensError
 
 __all__ = ["age", "cross", "fidelity", "transport"]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ssmlens.cli import options as o
-from ssmlens.cli import output
+from ssmlens.cli import output, studies
 from ssmlens.errors import PromptError, SsmlensError
 
 if TYPE_CHECKING:
@@ -19,18 +18,8 @@ if TYPE_CHECKING:
     from ssmlens.analyses._result import Result
     from ssmlens.lens import Lens
 
-__all__ = [
-    "FIGURES", "TABLES", "Features", "Lags", "Length", "Out", "Rank", "Resume", "Seed", "check_out", "emit", "numbers",
-    "read", "sentences", "sequences",
-]  # fmt: skip
+__all__ = ["Features", "Lags", "Length", "Rank", "Seed", "emit", "read", "sequences"]
 
-FIGURES = (".png", ".svg", ".pdf")
-TABLES = (".csv", ".json", ".parquet", ".safetensors")
-
-Out = Annotated[
-    list[Path] | None,
-    typer.Option(help="Write the numbers (.csv, .json, .parquet, .safetensors) or a figure (.png, .svg, .pdf)."),
-]
 Lags = Annotated[
     str | None, typer.Option(metavar="N,N,...", help="Steps back; by default about two for each doubling.")
 ]
@@ -38,7 +27,6 @@ Length = Annotated[int | None, typer.Option(help="Cut the text into sequences of
 Features = Annotated[str, typer.Option(help="What is probed: state, output or residual.")]
 Rank = Annotated[int, typer.Option(help="Most principal components of a layer that the probe sees.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
-Resume = Annotated[Path | None, typer.Option(metavar="FILE", help="Keep finished parts here, and go on from them.")]
 
 
 ROWS = 24
@@ -101,17 +89,6 @@ def _sampled(lens: Lens, rows: int, length: int, seed: int) -> Tensor:
     return torch.stack(written, 1)
 
 
-@contextmanager
-def sentences() -> Iterator[None]:
-    """A study's refusals, as the command line says them."""
-    try:
-        yield
-    except SsmlensError:
-        raise
-    except (ValueError, KeyError) as error:
-        raise SsmlensError(str(error.args[0] if error.args else error)) from error
-
-
 def read(
     model: str, text: str | None, file: str | None, ids: str | None, length: int | None, seed: int, dtype: str,
     device: str,
@@ -136,12 +113,11 @@ def emit(
         legend: lines below the table.
         rows: what is printed where that is not the result's whole table.
     """
-    for target in out or []:
-        _save(result, target, figure)
+    studies.save(result, out, "memory", figure)
     if rows is None:
         rows = result.table().dropna(subset=[result.name]).to_dict("records")
     if json:
-        about = about | {"out": [str(x) for x in out or []]}
+        about = about | {"out": studies.listed(out)}
         output.print_json(about | {"rows": list(rows), "about": result.metadata()})
         return
     known = [c for c in columns if rows and c in rows[0]]
@@ -157,35 +133,8 @@ def emit(
         print(f"assumes: {sentence}")
     if "contested" in result.settings:
         print(f"contested: {result.settings['contested']}")
-    for target in out or []:
-        print(f"wrote {target}")
+    studies.wrote(out)
 
 
 def _number(x: Any) -> Any:
     return int(x) if float(x).is_integer() else float(x)
-
-
-def _save(result: Result, out: Path, figure: str) -> None:
-    if out.suffix.lower() in FIGURES:
-        from ssmlens import plotting
-        from ssmlens.plotting.studies import memory as drawn
-
-        plotting.save(getattr(drawn, figure)(result), out)
-        return
-    with output.whole(out) as part:
-        result.save(part)
-
-
-def check_out(out: Sequence[Path] | None) -> None:
-    for target in out or []:
-        output.check_target(target, (*TABLES, *FIGURES))
-
-
-def numbers(text: str | None, option: str) -> list[int] | None:
-    """ "0,1,4" as a list; None stays None."""
-    if text is None:
-        return None
-    try:
-        return [int(x) for x in text.split(",") if x.strip()]
-    except ValueError as error:
-        raise SsmlensError(f"{option} takes whole numbers separated by commas, got {text!r}") from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssmlens.cli import options as o
-from ssmlens.cli import output, studies
+from ssmlens.cli import studies
 
 if TYPE_CHECKING:
     from ssmlens.analyses._result import Result
@@ -43,7 +43,7 @@ def precision(
     if context.invoked_subcommand is not None:
         studies.refuse_early(context)
         return
-    output.check_target(out, (*studies.TABLES, *studies.FIGURES))
+    studies.check_out(out)
     from ssmlens.analyses import precision as study
 
     study.format_of(state_dtype)
@@ -75,7 +75,7 @@ def stall(
     json: o.Json = False,
 ) -> None:
     """Half-life of a state that nothing is written to, rounded at every token, against the exact one."""
-    output.check_target(out, (*studies.TABLES, *studies.FIGURES))
+    studies.check_out(out)
     numbers = studies.numbers(decays, "--decays")
     from ssmlens.analyses import precision as study
 
@@ -108,7 +108,7 @@ def divergence(
     json: o.Json = False,
 ) -> None:
     """KL between the model's predictions with its state exact and with its state rounded after every token."""
-    output.check_target(out, (*studies.TABLES, *studies.FIGURES))
+    studies.check_out(out)
     from ssmlens.analyses import precision as study
 
     formats = [study.format_of(x.strip()).name for x in state_dtypes.split(",") if x.strip()]

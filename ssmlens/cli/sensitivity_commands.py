@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssmlens.cli import options as o
-from ssmlens.cli import output, studies
+from ssmlens.cli import studies
 from ssmlens.errors import SsmlensError
 
 if TYPE_CHECKING:
@@ -279,15 +279,21 @@ def hessian(
 
 
 def _open(
-    out: Path | None, model: str, text: str | None, file: str | None, ids: str | None, dtype: str, device: str
+    out: Sequence[Path] | None, model: str, text: str | None, file: str | None, ids: str | None, dtype: str, device: str
 ) -> tuple[Any, Any]:
-    output.check_target(out, (*studies.TABLES, *studies.FIGURES))
+    studies.check_out(out)
     prompt = o.prompt(model, text, file, ids)
     return o.open_lens(model, dtype, device), prompt
 
 
 def _report(
-    result: Result, out: Path | None, json: bool, figure: str, rows: Sequence[dict[str, Any]], head: str, legend: str
+    result: Result,
+    out: Sequence[Path] | None,
+    json: bool,
+    figure: str,
+    rows: Sequence[dict[str, Any]],
+    head: str,
+    legend: str,
 ) -> None:
     studies.save(result, out, "sensitivity", figure)
     studies.report(result, rows, out=out, json=json, head=head, legend=legend)

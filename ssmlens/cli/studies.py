@@ -22,21 +22,29 @@ __all__ = [
     "TABLES",
     "Out",
     "Resume",
+    "check_out",
+    "figures",
     "layers",
+    "listed",
     "numbers",
     "positions",
     "refuse_early",
     "report",
     "save",
+    "sentences",
     "step",
+    "whole_numbers",
+    "wrote",
 ]
 
 FIGURES = (".png", ".svg", ".pdf")
 TABLES = (".csv", ".json", ".parquet", ".safetensors")
 
 Out = Annotated[
-    Path | None,
-    typer.Option(help="Write the numbers (.csv, .json, .parquet, .safetensors) or a figure (.png, .svg, .pdf)."),
+    list[Path] | None,
+    typer.Option(
+        help="Write the numbers (.csv, .json, .parquet, .safetensors) or a figure (.png, .svg, .pdf); repeatable."
+    ),
 ]
 Resume = Annotated[Path | None, typer.Option(metavar="FILE", help="Keep what is done here, and go on from it.")]
 
@@ -93,28 +101,70 @@ def layers(text: str | None, count: int) -> list[int] | None:
         raise SsmlensError(f"--layers takes layers 0 to {count - 1} as in 0,4-7, got {text!r}") from error
 
 
-def save(result: Result, out: Path | None, study: str, figure: str) -> None:
-    """Write the result, or the figure that this function of `ssmlens.plotting.studies` draws of it."""
-    if out is None:
-        return
-    if out.suffix.lower() not in FIGURES:
-        with output.whole(out) as part:
-            result.save(part)
-        return
-    from ssmlens import plotting
+@contextmanager
+def sentences() -> Iterator[None]:
+    """A study's refusals, as the command line says them."""
+    try:
+        yield
+    except SsmlensError:
+        raise
+    except (ValueError, KeyError) as error:
+        raise SsmlensError(str(error.args[0] if error.args else error)) from error
 
-    drawn = importlib.import_module(f"ssmlens.plotting.studies.{study}")
-    plotting.save(getattr(drawn, figure)(result), out)
+
+def whole_numbers(text: str | None, option: str) -> list[int] | None:
+    """ "0,1,4" as a list; None stays None."""
+    if text is None:
+        return None
+    try:
+        return [int(x) for x in text.split(",") if x.strip()]
+    except ValueError as error:
+        raise SsmlensError(f"{option} takes whole numbers separated by commas, got {text!r}") from error
+
+
+def check_out(out: Sequence[Path] | None) -> None:
+    """Refuse files that could not be written, before anything is computed."""
+    for target in out or ():
+        output.check_target(target, (*TABLES, *FIGURES))
+
+
+def figures(out: Sequence[Path] | None) -> list[Path]:
+    """Those of the files that are figures."""
+    return [target for target in out or () if target.suffix.lower() in FIGURES]
+
+
+def listed(out: Sequence[Path] | None) -> list[str]:
+    """The files, as JSON names them."""
+    return [str(target) for target in out or ()]
+
+
+def wrote(out: Sequence[Path] | None) -> None:
+    """Say what was written."""
+    for target in out or ():
+        print(f"wrote {target}")
+
+
+def save(result: Result, out: Sequence[Path] | None, study: str, figure: str) -> None:
+    """Write the result, and the figure that this function of `ssmlens.plotting.studies` draws of it."""
+    for target in out or ():
+        if target.suffix.lower() not in FIGURES:
+            with output.whole(target) as part:
+                result.save(part)
+            continue
+        from ssmlens import plotting
+
+        drawn = importlib.import_module(f"ssmlens.plotting.studies.{study}")
+        plotting.save(getattr(drawn, figure)(result), target)
 
 
 def report(
-    result: Result, rows: Sequence[dict[Any, Any]], *, out: Path | None, json: bool, head: str, legend: str = "",
-    about: dict[str, Any] | None = None, left: Sequence[int] = (0,),
+    result: Result, rows: Sequence[dict[Any, Any]], *, out: Sequence[Path] | None, json: bool, head: str,
+    legend: str = "", about: dict[str, Any] | None = None, left: Sequence[int] = (0,),
 ) -> None:  # fmt: skip
     """Print a result's rows as JSON with its metadata, or as a table with its assumptions below."""
     if json:
         model = {"model": result.settings["model"]} if "model" in result.settings else {}
-        known = {**model, **(about or {}), "out": None if out is None else str(out)}
+        known = {**model, **(about or {}), "out": listed(out)}
         output.print_json(known | {"rows": list(rows), "about": result.metadata()})
         return
     print(head)
@@ -123,5 +173,4 @@ def report(
         print(legend)
     for sentence in result.assumes:
         print(f"assumes: {sentence}")
-    if out is not None:
-        print(f"wrote {out}")
+    wrote(out)
