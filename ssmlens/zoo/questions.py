@@ -42,14 +42,16 @@ def questions(name: str, count: int = 120) -> list[Question]:
         KeyError: for a name that is none of them.
         ValueError: when there are fewer.
     """
+    if count < 1:
+        raise ValueError(f"count is 1 or more, got {count}")
     found = _task(count) if name.endswith("-recall") else _english(name)
-    if not 1 <= count <= len(found):
+    if count > len(found):
         raise ValueError(f"count is 1 to {len(found)} for {name}, got {count}")
     return found[:count]
 
 
 def _task(count: int) -> list[Question]:
-    made = recall_task.batch(max(1, count), recall_task.TRAINING_LENGTH, _PAIRS, _SEED)
+    made = recall_task.batch(count, recall_task.TRAINING_LENGTH, _PAIRS, _SEED)
     found = []
     for i in range(count):
         k = i % made.asked.shape[1]

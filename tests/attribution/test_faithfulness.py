@@ -232,7 +232,7 @@ def test_held_out_prompts(name: str) -> None:
         assert q.target is not None
         assert all(0 <= k < len(q.ids) - 1 for k in q.source)
         assert q.target in [q.ids[k] for k in q.source]
-    with pytest.raises(ValueError, match="count is 1 to"):
+    with pytest.raises(ValueError, match="count is 1 or more"):
         questions(name, 0)
 
 
