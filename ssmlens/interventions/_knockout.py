@@ -81,13 +81,15 @@ def knockout(
     if decay not in DECAYS:
         raise SsmlensError(f"unknown decay {decay!r}: choose one of {', '.join(DECAYS)}")
     batch = prepare(prompt, lens.tokenizer, lens.vocab_size)
-    blocked = _blocked(batch.lengths, sources, targets, pairs)
+    columns, blocked = _blocked(batch.lengths, sources, targets, pairs)
     # From a token to itself there is a way in the scan, and a step has its own decay, if of nothing at the first.
-    effective = blocked.tril() if "ssm" in ways or decay == "skip" else blocked.tril(-1)
-    effective[:, 0, 0] &= "ssm" in ways
+    itself = "ssm" in ways or decay == "skip"
+    rows = torch.arange(blocked.shape[1])[:, None]
+    effective = blocked & ((columns <= rows) if itself else (columns < rows))
+    effective[:, 0] &= (columns > 0) | ("ssm" in ways)
     if not bool(effective.any()):
         raise SsmlensError("no source comes before a target on these paths, so the knockout would touch nothing")
-    streams = [(s.to(lens.device), t.to(lens.device)) for s, t in _streams(blocked, effective.any(2))]
+    streams = [(s.to(lens.device), t.to(lens.device)) for s, t in _streams(columns, blocked, effective.any(2))]
 
     def change(scan: Scan) -> Any:
         result = scan.plain()
@@ -125,40 +127,47 @@ def _paths(paths: str | Sequence[str]) -> tuple[str, ...]:
     return named
 
 
-def _blocked(lengths: Tensor, sources: Any, targets: Any, pairs: Any) -> Tensor:
-    """(b, target, source) bool."""
+def _blocked(lengths: Tensor, sources: Any, targets: Any, pairs: Any) -> tuple[Tensor, Tensor]:
+    """Positions (k,) that are a source in some row, and (b, target, k) bool: which targets cannot read them."""
     longest = int(lengths.max())
     if pairs is None:
         if sources is None:
             raise SsmlensError("sources is missing: name the positions that cannot be read, or give pairs")
         source = mask_of(sources, lengths, "sources")
-        if targets is not None:
-            return mask_of(targets, lengths, "targets")[:, :, None] & source[:, None]
-        real = mask_of(None, lengths, "targets")
-        return (real[:, :, None] & source[:, None]).tril(-1)
+        columns = source.any(0).nonzero()[:, 0]
+        target = mask_of(targets, lengths, "targets")
+        blocked = target[:, :, None] & source[:, None, columns]
+        return columns, blocked if targets is not None else blocked & (columns < torch.arange(longest)[:, None])
     if sources is not None or targets is not None:
         raise SsmlensError("give either pairs, or sources and targets")
-    blocked = torch.zeros(len(lengths), longest, longest, dtype=torch.bool)
+    found = []
     for pair in pairs:
         try:
-            source, target = pair
+            first, second = pair
         except (TypeError, ValueError):
             raise SsmlensError(f"pairs holds (source, target) positions, got {pair!r}") from None
         for row, length in enumerate(lengths.tolist()):
-            blocked[row, one_position(target, length, "pairs"), one_position(source, length, "pairs")] = True
-    return blocked
+            found.append((row, one_position(second, length, "pairs"), one_position(first, length, "pairs")))
+    columns = torch.tensor(sorted({column for _, _, column in found}), dtype=torch.long)
+    place = {column: k for k, column in enumerate(columns.tolist())}
+    blocked = torch.zeros(len(lengths), longest, len(columns), dtype=torch.bool)
+    for row, reader, column in found:
+        blocked[row, reader, place[column]] = True
+    return columns, blocked
 
 
-def _streams(blocked: Tensor, targets: Tensor) -> list[Stream]:
+def _streams(columns: Tensor, blocked: Tensor, targets: Tensor) -> list[Stream]:
     """As few second passes as do: in one pass, a row of the batch serves all targets that share their sources."""
     streams: list[Stream] = []
     for row in range(len(targets)):
-        groups: dict[tuple[bool, ...], list[int]] = {}
+        groups: dict[bytes, list[int]] = {}
+        # Sets of sources as bytes: a text has as many as it has targets.
+        sets = blocked[row].numpy()
         for t in targets[row].nonzero()[:, 0].tolist():
-            groups.setdefault(tuple(blocked[row, t].tolist()), []).append(t)
-        for i, (sources, members) in enumerate(groups.items()):
+            groups.setdefault(sets[t].tobytes(), []).append(t)
+        for i, members in enumerate(groups.values()):
             if i == len(streams):
                 streams.append((torch.zeros_like(targets), torch.zeros_like(targets)))
-            streams[i][0][row] = torch.tensor(sources)
+            streams[i][0][row, columns] = blocked[row, members[0]]
             streams[i][1][row, members] = True
     return streams

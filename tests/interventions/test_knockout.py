@@ -178,6 +178,19 @@ def test_models_of_the_state_spaces_format(family: str, tmp_path: Path) -> None:
     assert gap(ours[0], truth) <= 1e-12
 
 
+@pytest.mark.parametrize("given", [{"sources": [7, 9]}, {"pairs": [(7, 99_999), (9, 50_000)]}])
+def test_a_long_text_takes_memory_for_its_sources_only(given: dict[str, Any]) -> None:
+    """What is blocked is kept for the columns of the sources, not for every pair of tokens."""
+    from ssmlens.interventions._knockout import _blocked, _streams
+
+    lengths = torch.tensor([100_000])
+    columns, blocked = _blocked(lengths, given.get("sources"), None, given.get("pairs"))
+    assert columns.tolist() == [7, 9]
+    assert blocked.shape == (1, 100_000, 2)
+    assert not blocked[0, :8].any()
+    assert len(_streams(columns, blocked, blocked.any(2))) == 2
+
+
 def test_what_blocks_nothing_is_refused(lens: ssmlens.Lens) -> None:
     for sources, targets, paths in (
         (5, 4, "ssm"),
