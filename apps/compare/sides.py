@@ -40,7 +40,7 @@ NEXT = Explanation(
 MAPS = Explanation(
     means=(
         "Implicit attention of one layer on each side: what each token reads, with the factors that the recurrence "
-        "gives. A click in either map chooses the same target and source in both."
+        "gives. Pointing at a pair in one map lights it in both; a click in either map chooses the same target and source in both."
     ),
     does_not=(
         "Colours end at each map's own largest value, so that shades of one map say nothing about those of the other; "
@@ -79,11 +79,13 @@ def _other(reading: store.Reading) -> store.Reading:
 @panel()
 def both(left: store.Reading, right: store.Reading) -> None:
     """Predictions and maps: one fragment, so that a click in a map moves everything to its tokens."""
-    target = controls.target(left)
+    places = st.columns(2)
+    target = controls.target(left, places[0])
+    source = controls.source(left, target, places[1])
     st.subheader("What comes next", anchor=False)
     present(_following(left, right, target))
     st.subheader("What each token reads", anchor=False)
-    _maps(left, right, target)
+    _maps(left, right, target, source)
 
 
 def _following(left: store.Reading, right: store.Reading, target: int) -> Shown:
@@ -129,7 +131,7 @@ def _following(left: store.Reading, right: store.Reading, target: int) -> Shown:
     )
 
 
-def _maps(left: store.Reading, right: store.Reading, target: int) -> None:
+def _maps(left: store.Reading, right: store.Reading, target: int, source: int | None) -> None:
     """One map of each side, with a common target and source."""
     controls_at = st.columns([1, 1, 4], vertical_alignment="bottom")
     layer = controls.layer(left, controls_at[0])
@@ -142,7 +144,6 @@ def _maps(left: store.Reading, right: store.Reading, target: int) -> None:
     how = controls_at[2].segmented_control(
         "Show", REDUCTIONS, default="mean", required=True, key="compare_view", bind="query-params"
     )
-    source = st.session_state.get("source", controls.NONE)
     places = st.columns(2)
     for place, name, side, k in zip(places, NAMES, (left, right), (layer, right_layer)):
         with place:
@@ -155,11 +156,12 @@ def _maps(left: store.Reading, right: store.Reading, target: int) -> None:
                 side.tokens,
                 caption,
                 target=at,
-                source=source if 0 <= source <= at else None,
+                source=None if source is None or source > at else source,
                 dark=is_dark(),
                 key=key,
                 on_pick=lambda key=key: controls.picked(key),  # type: ignore[misc]
                 on_pin=lambda key=key: controls.pinned(key),  # type: ignore[misc]
+                group="sides",
             )
             present(_map(left, right, name, side, k, how, matrix))
 

@@ -1,6 +1,6 @@
 // A causal map on a canvas, rows read and columns are read from, with the text beside it shaded by one row.
 // Hover shows a value, dragging zooms, a click or Enter pins a pair of tokens.
-// Together with grid.js before it one ES module without dependencies, for two hosts: Streamlit calls the default function
+// Together with grid.js and shared.js before it one ES module without dependencies, for two hosts: Streamlit calls the default function
 // with a component, anywidget calls it without arguments and takes `render` from what it returns.
 
 const LABEL_PX = 11;
@@ -61,6 +61,7 @@ class CausalMap {
     this.canvas = root.querySelector("canvas");
     this.cursor = null;
     this.drag = null;
+    this.shared = new SharedCursor((pair) => this.follow(pair));
     this.observer = new ResizeObserver(() => this.data && this.draw());
     this.observer.observe(this.frame);
     this.canvas.onpointerdown = (event) => this.press(event);
@@ -74,18 +75,21 @@ class CausalMap {
 
   close() {
     this.observer.disconnect();
+    this.unlight();
+    this.shared.leave();
   }
 
   show(data, tell) {
     const same = this.data && this.data.map === data.map;
     this.data = data;
     this.tell = tell;
+    this.shared.join(data.group);
     this.grid = new Grid(data);
     this.row = decode(data.row, Float32Array);
     this.image = paint(this.grid, data);
     if (!same) {
       this.view = { ...this.grid.window };
-      this.cursor = null;
+      this.unlight();
     }
     this.canvas.setAttribute("aria-label", data.alt);
     const beyond = (sign) => (data.clipped ? sign : "");
@@ -268,7 +272,7 @@ class CausalMap {
   }
 
   // The token pair under a point, whether or not the second comes before the first; null outside the map.
-  place({ x, y }) {
+  pairAt({ x, y }) {
     const { t, s, size } = this.view;
     const column = Math.floor((x - this.margin) / this.cell);
     const row = Math.floor((y - TOP_PX) / this.cell);
@@ -276,7 +280,7 @@ class CausalMap {
   }
 
   cellAt(event) {
-    const at = this.place(this.point(event));
+    const at = this.pairAt(this.point(event));
     if (!at) return null;
     // A row's label stands for its diagonal cell; the future is never read.
     return this.grid.cellOf(at.t, at.s < 0 || at.s > at.t ? at.t : at.s);
@@ -320,7 +324,7 @@ class CausalMap {
     const size = Math.min(n, Math.max(wanted?.size ?? n, LEAST_TOKENS));
     const clip = (x) => Math.min(Math.max(x, 0), n - size);
     this.view = { t: clip(wanted?.t ?? 0), s: clip(wanted?.s ?? 0), size };
-    this.cursor = null;
+    this.unlight();
     const { window: all, factor } = this.grid;
     const { t, s } = this.view;
     const here = t >= all.t && s >= all.s && t + size <= all.t + all.size && s + size <= all.s + all.size;
@@ -330,13 +334,34 @@ class CausalMap {
     this.draw();
   }
 
+  // The cursor goes to a cell, and those of the linked maps to the same pair of tokens.
   move(cell) {
+    if (this.place(cell)) this.shared.tell(cell && this.grid.pair(cell));
+  }
+
+  // No cursor any more, here and in the linked maps; whoever calls draws.
+  unlight() {
+    if (this.cursor) this.shared.tell(null);
+    this.cursor = null;
+  }
+
+  // A linked map points at a pair: lit where it is shown here, nothing where it is not.
+  follow(pair) {
+    if (!this.data) return;
+    const { t, s, size } = this.view;
+    const shown = pair && pair.t >= t && pair.t < t + size && pair.s >= s && pair.s < s + size;
+    this.place(shown ? this.grid.cellOf(pair.t, pair.s) : null);
+  }
+
+  // Light a cell, null for none; false where it is lit already.
+  place(cell) {
     const same = cell && this.cursor && cell.row === this.cursor.row && cell.column === this.cursor.column;
-    if (same || (!cell && !this.cursor)) return;
+    if (same || (!cell && !this.cursor)) return false;
     this.cursor = cell;
     this.readout.textContent = cell ? this.describe(cell) : HINT;
     this.shade();
     this.draw();
+    return true;
   }
 
   describe(cell) {

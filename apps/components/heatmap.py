@@ -27,6 +27,7 @@ def show(
     on_pick: Callable[[], None] | None = None,
     on_pin: Callable[[], None] | None = None,
     most: int = MOST_CELLS,
+    group: str | None = None,
 ) -> None:
     """Draw one causal map, rows read from columns.
 
@@ -41,6 +42,7 @@ def show(
         on_pick: called after a click on the text; ``st.session_state[key]["target"]`` is the token.
         on_pin: called after a click on the map; ``st.session_state[key]["pin"]`` is [target, source].
         most: cells per side beyond which the map is pooled; zooming in then asks for the exact ones.
+        group: maps of one group share their cursor: pointing at a pair in one lights it in all, without a rerun.
     """
     kept = f"{key}_window"
     whole = (len(matrix), caption.layer, caption.reduction, caption.model)
@@ -55,7 +57,9 @@ def show(
             st.session_state[kept] = ((t, s, size) if inside else None, whole)
 
     _component()(
-        data=map_data(matrix, tokens, caption, target=target, source=source, dark=dark, window=window, most=most),
+        data=map_data(
+            matrix, tokens, caption, target=target, source=source, dark=dark, window=window, most=most, group=group
+        ),
         key=key,
         on_target_change=on_pick or _nothing,
         on_pin_change=on_pin or _nothing,

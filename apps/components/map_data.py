@@ -21,7 +21,7 @@ MOST_CELLS = 2048
 """Most cells per side that are sent; longer maps come pooled, and a part of them exactly when it is zoomed into."""
 
 _FOLDER = Path(__file__).parent
-_BEFORE = {"heatmap": ("grid",)}
+_BEFORE = {"heatmap": ("grid", "shared")}
 _HOVER_CHARACTERS = 24
 
 Window = tuple[int, int, int]
@@ -38,6 +38,7 @@ def map_data(
     dark: bool = False,
     window: Window | None = None,
     most: int = MOST_CELLS,
+    group: str | None = None,
 ) -> dict[str, Any]:
     """The map as plain data.
 
@@ -50,6 +51,7 @@ def map_data(
         dark: draw for a dark page.
         window: the part to send; all by default.
         most: cells per side beyond which blocks are sent as their largest magnitude, with its sign and its place.
+        group: maps of one group on a page share their cursor; None for a map by itself.
     """
     n = len(matrix)
     t, s, size = window or (0, 0, n)
@@ -79,6 +81,7 @@ def map_data(
         "colours": palette.DIVERGING_DARK if dark else palette.DIVERGING,
         "target": target,
         "source": source,
+        "group": group,
     }
 
 
