@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from ssmlens.apps import sources, wording
+from ssmlens.apps.frame import collected
 from ssmlens.apps.frame.pages import Page
 from ssmlens.apps.frame.panel import boundary
 from ssmlens.apps.frame.sidebar import Asked
@@ -24,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 def show(page: Page, asked: Asked, options: sources.Options) -> None:
     """Draw one page. Whatever fails is a message on it."""
+    collected.follow()
     st.header(page.title, anchor=False)
     with boundary(page.title):
         if page.needs == "nothing":
