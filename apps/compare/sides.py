@@ -40,7 +40,8 @@ NEXT = Explanation(
 MAPS = Explanation(
     means=(
         "Implicit attention of one layer on each side: what each token reads, with the factors that the recurrence "
-        "gives. Pointing at a pair in one map lights it in both; a click in either map chooses the same target and source in both."
+        "gives. Pointing at a pair in one map lights it in both; a click in either map chooses the same target and "
+        "source in both."
     ),
     does_not=(
         "Colours end at each map's own largest value, so that shades of one map say nothing about those of the other; "

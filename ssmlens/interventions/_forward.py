@@ -10,20 +10,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ssmlens.errors import LayerError, SsmlensError
-from ssmlens.interventions._scan import Scan
-from ssmlens.lens import AUTO_TOKENS, Lens
+from ssmlens.interventions._scan import Scan, Seen
+from ssmlens.lens import AUTO_TOKENS, Lens, _Recorder
 from ssmlens.prompt import Batch
 from ssmlens.quiet import quiet_transformers
 from ssmlens.tap import ScanCall, tapping
+from ssmlens.trace import MixerTrace
 
-__all__ = ["Changes", "choose_layers", "forward", "run"]
+__all__ = ["Changes", "Watch", "choose_layers", "forward", "run"]
 
 TensorChange = Callable[[Tensor], Tensor]
 ScanChange = Callable[[Scan], Any]
@@ -48,6 +49,35 @@ class Changes:
     outputs: Mapping[int, TensorChange] = field(default_factory=dict)
     gated: Mapping[int, Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]] = field(default_factory=dict)
     embeddings: TensorChange | None = None
+
+
+@dataclass(eq=False)
+class Watch:
+    """What one changed forward left behind, for whoever wants to see it.
+
+    Args:
+        seen: layer to what its changed scan did.
+        mixers: layer to the trace of a mixer whose scan was the model's own.
+        residuals: k to the residual stream (b, t, d) that entered layer k, changes included.
+    """
+
+    seen: dict[int, Seen] = field(default_factory=dict)
+    mixers: dict[int, MixerTrace] = field(default_factory=dict)
+    residuals: dict[int, Tensor] = field(default_factory=dict)
+
+    def streams(self, changes: Changes, layers: int) -> Changes:
+        """The same changes, which also keep every stream as it goes on."""
+
+        def keeping(k: int) -> TensorChange:
+            inner = changes.residuals.get(k)
+
+            def keep(x: Tensor) -> Tensor:
+                self.residuals[k] = x if inner is None else inner(x)
+                return self.residuals[k]
+
+            return keep
+
+        return replace(changes, residuals={k: keeping(k) for k in range(layers + 1)})
 
 
 def choose_layers(lens: Lens, layers: Any) -> list[int]:
@@ -80,16 +110,33 @@ def forward(lens: Lens, batch: Batch, changes: Changes, *, gradients: bool = Fal
     return run(lens, batch, changes, gradients=gradients).logits
 
 
-def run(lens: Lens, batch: Batch, changes: Changes, *, gradients: bool = False, cached: bool = False) -> Any:
-    """As `forward`, the model's whole output; ``cached`` also makes it hand out its cache."""
+def run(
+    lens: Lens,
+    batch: Batch,
+    changes: Changes,
+    *,
+    gradients: bool = False,
+    cached: bool = False,
+    watch: Watch | None = None,
+) -> Any:
+    """As `forward`, the model's whole output; ``cached`` also makes it hand out its cache, ``watch`` is filled."""
     fast = gradients or batch.ids.numel() > AUTO_TOKENS
     lengths = batch.lengths.to(lens.device) if batch.padded else None
-    mixers = {k: m for k, m in lens._mixers.items() if fast or k in changes.scans}
+    mixers = {k: m for k, m in lens._mixers.items() if fast or watch is not None or k in changes.scans}
     fired: set[str] = set()
+    recorder = None if watch is None else _Recorder("fast" if fast else "model", lengths)
+    if watch is not None:
+        changes = watch.streams(changes, len(lens._layer_list))
 
     def on_scan(call: ScanCall) -> Any:
-        scan = Scan(call, lens._mixers[call.layer][1], tap.inputs[call.layer], lengths, fast)
-        return changes.scans[call.layer](scan) if call.layer in changes.scans else scan.plain()
+        if recorder is not None and call.layer not in changes.scans:
+            return recorder.on_scan(call)
+        seen = None if watch is None else watch.seen.setdefault(call.layer, Seen())
+        scan = Scan(call, lens._mixers[call.layer][1], tap.inputs[call.layer], lengths, fast, seen)
+        result = changes.scans[call.layer](scan) if call.layer in changes.scans else scan.plain()
+        if seen is not None and seen.recurrence is None:
+            seen.recurrence = scan.lowered.recurrence
+        return result
 
     extra = {"attention_mask": batch.mask.to(lens.device)} if batch.padded else {}
     with (
@@ -105,6 +152,8 @@ def run(lens: Lens, batch: Batch, changes: Changes, *, gradients: bool = False, 
     silent = sorted(_names(changes) - fired)
     if silent:
         raise SsmlensError(f"the change of {', '.join(silent)} never came into play, so nothing was touched there")
+    if watch is not None and recorder is not None:
+        watch.mixers = {k: recorder.finish(k, tap, lens._mixers[k][1]) for k in sorted(recorder.seen)}
     return output
 
 

@@ -8,6 +8,7 @@ decays the state by its own step size. `knockout` closes any of the three.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from ssmlens.errors import SsmlensError
 from ssmlens.interventions._forward import Changes, choose_layers, forward
 from ssmlens.interventions._positions import mask_of, one_position
 from ssmlens.interventions._scan import Scan, convolve
+from ssmlens.kernels.inputs import ScanInputs
 from ssmlens.lens import Lens
-from ssmlens.prompt import prepare
+from ssmlens.models.family import Lowered
+from ssmlens.prompt import Batch, prepare
 
-__all__ = ["DECAYS", "PATHS", "knockout"]
+__all__ = ["DECAYS", "PATHS", "blocking", "knockout"]
 
 PATHS = ("ssm", "conv")
 """The ways from one token to another inside a mixer."""
@@ -76,11 +79,25 @@ def knockout(
 
     Source: Endy et al. 2025 (paths="ssm" with decay="keep" is ZERO_ATTENTION, with decay="skip" ZERO_DELTA).
     """
+    batch = prepare(prompt, lens.tokenizer, lens.vocab_size)
+    return forward(lens, batch, blocking(lens, batch, sources, targets, layers, paths, decay, pairs))
+
+
+def blocking(
+    lens: Lens,
+    batch: Batch,
+    sources: Any = None,
+    targets: Any = None,
+    layers: int | Iterable[int] | None = None,
+    paths: str | Sequence[str] = PATHS,
+    decay: str = "keep",
+    pairs: Iterable[tuple[int, int]] | None = None,
+) -> Changes:
+    """What a forward of this batch does differently in a knockout; arguments and errors as in `knockout`."""
     chosen = choose_layers(lens, layers)
     ways = _paths(paths)
     if decay not in DECAYS:
         raise SsmlensError(f"unknown decay {decay!r}: choose one of {', '.join(DECAYS)}")
-    batch = prepare(prompt, lens.tokenizer, lens.vocab_size)
     columns, blocked = _blocked(batch.lengths, sources, targets, pairs)
     # From a token to itself there is a way in the scan, and a step has its own decay, if of nothing at the first.
     itself = "ssm" in ways or decay == "skip"
@@ -94,28 +111,32 @@ def knockout(
     def change(scan: Scan) -> Any:
         result = scan.plain()
         for source, target in streams:
-            result = scan.merge(target, _without(scan, source, ways, decay), result)
+            lowered, inputs = _without(scan, source, ways, decay)
+            result = scan.merge(target, scan.compute(lowered, inputs), result)
+            if scan.seen is not None:
+                scan.seen.passes.append((target, replace(lowered.recurrence, inputs=inputs)))
         return result
 
-    return forward(lens, batch, Changes(scans=dict.fromkeys(chosen, change)))
+    return Changes(scans=dict.fromkeys(chosen, change))
 
 
-def _without(scan: Scan, source: Tensor, ways: Sequence[str], decay: str) -> Any:
-    """What the scan returns when ``source`` (b, t) is blocked for everyone."""
+def _without(scan: Scan, source: Tensor, ways: Sequence[str], decay: str) -> tuple[Lowered, ScanInputs]:
+    """The call, and the scan inputs that it is computed with, when ``source`` (b, t) is blocked for everyone."""
     lowered = scan.lowered
     if "conv" in ways:
         u = convolve(scan.mixer, scan.x.masked_fill(source[..., None], 0), own=scan.x)
         lowered = scan.lower(scan.project(u))
     inputs = lowered.recurrence.inputs
     if "ssm" in ways:
-        inputs = inputs.replace(value=inputs.value.masked_fill(source[..., None, None], 0))
+        # The write, not the value: the column of the source in the implicit attention is then 0 as well.
+        inputs = inputs.replace(write=inputs.write.masked_fill(source[..., None, None], 0))
     if decay == "skip":
         assert inputs.dt is not None
         assert inputs.A is not None
         dt = inputs.dt.masked_fill(source[..., None], 0)
         # A source whose write is not dropped still writes with its own step size.
         inputs = inputs.replace(dt=dt) if "ssm" in ways else inputs.replace(log_decay=dt[..., None] * inputs.A, A=None)
-    return scan.compute(lowered, inputs)
+    return lowered, inputs
 
 
 def _paths(paths: str | Sequence[str]) -> tuple[str, ...]:

@@ -19,13 +19,13 @@ from ssmlens.interventions._forward import Changes, forward
 from ssmlens.interventions._metric import make_metric
 from ssmlens.interventions._patching import Patching
 from ssmlens.interventions._positions import mask_of
-from ssmlens.interventions._scan import Scan, conv_inputs, convolve, run_with_states
+from ssmlens.interventions._scan import Scan, conv_inputs, convolve
 from ssmlens.interventions._sites import Site, make_sites
 from ssmlens.lens import Lens
 from ssmlens.prompt import Batch, prepare
 from ssmlens.trace import Trace
 
-__all__ = ["READS", "Noise", "patch"]
+__all__ = ["READS", "Noise", "patch", "putting"]
 
 READS = ("now", "next")
 """Which output is the first to read an exchanged state: that of the same step, or that of the step after it."""
@@ -91,10 +91,7 @@ def patch(
 
     Source: Meng et al. 2022; Sen Sharma, Atkinson and Bau 2024.
     """
-    if read not in READS:
-        raise SsmlensError(f"unknown read {read!r}: choose one of {', '.join(READS)}")
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise SsmlensError(f"window is a number of layers, at least 1, got {window!r}")
+    _check(window, read)
     good = prepare(clean, lens.tokenizer, lens.vocab_size)
     bad, noise = _corrupt(lens, good, corrupt)
     chosen = make_sites(sites, lens, good.lengths, read == "now")
@@ -128,6 +125,20 @@ def patch(
             "corrupt": f"noise {corrupt.scale:g}, seed {corrupt.seed}" if noise else "prompt",
         },
     )
+
+
+def putting(lens: Lens, batch: Batch, clean: Any, site: Any, window: int, read: str) -> Changes:
+    """What a forward of this corrupt batch does differently with one site patched; arguments and errors as in
+    `patch`."""
+    _check(window, read)
+    good = prepare(clean, lens.tokenizer, lens.vocab_size)
+    _same_lengths(good, batch)
+    sites = make_sites(site, lens, good.lengths, read == "now")
+    if len(sites) != 1:
+        raise SsmlensError(f"one site is patched here, got {len(sites)}: name its kind, layer and position")
+    spread = [_layers(sites[0], window, lens)]
+    trace = lens.trace(good.ids, [] if sites[0].kind == "residual" else spread[0], attention_mask=good.mask)
+    return _Group(sites, spread, lens, trace, good.lengths, read).changes(None)
 
 
 class _Group:
@@ -173,6 +184,8 @@ class _Group:
             clean = conv_inputs(scan.family, scan.mixer, self.trace[layer].input)
             lowered = scan.lower(scan.project(_carry(scan.mixer, scan.x, self._all(clean), conv)))
         if state is None:
+            if scan.seen is not None:
+                scan.seen.recurrence = lowered.recurrence
             return scan.compute(lowered)
         steps = [int(t) for t in state.any(0).nonzero()[:, 0]]
         clean_states = self.trace[layer].recurrence.states(steps)
@@ -180,9 +193,11 @@ class _Group:
         def exchange(t: int, h: Tensor) -> Tensor:
             return torch.where(state[:, t, None, None, None], self._all(clean_states[:, steps.index(t)]), h)
 
-        inputs = lowered.recurrence.inputs
-        y, final = run_with_states(inputs, dict.fromkeys(steps, exchange), self.read == "now")
-        return scan.pack(lowered, lowered.recurrence.add_skip(y), final)
+        def gain(t: int) -> Tensor:
+            heads = lowered.recurrence.n_heads
+            return torch.where(state[:, t, None].cpu(), 0.0, 1.0).double().expand(-1, heads)
+
+        return scan.exchange(lowered, dict.fromkeys(steps, exchange), gain, self.read == "now")
 
 
 def _carry(mixer: Any, x: Tensor, clean: Tensor, mask: Tensor) -> Tensor:
@@ -209,11 +224,7 @@ def _corrupt(
     """The batch of the corrupt run and, for noise, what makes the change of the embeddings of so many copies."""
     if not isinstance(corrupt, Noise):
         bad = prepare(corrupt, lens.tokenizer, lens.vocab_size)
-        if bad.lengths.tolist() != clean.lengths.tolist():
-            raise PromptError(
-                f"clean has {clean.lengths.tolist()} tokens and corrupt {bad.lengths.tolist()}: give prompts of the "
-                "same length, so that their positions match"
-            )
+        _same_lengths(clean, bad)
         return bad, None
     mask = mask_of(corrupt.positions, clean.lengths, "noise")
     if not bool(mask.any()) or not corrupt.scale > 0:
@@ -223,6 +234,21 @@ def _corrupt(
     drawn = torch.randn(*mask.shape, width, generator=generator, dtype=torch.float64) * corrupt.scale
     drawn = (drawn * mask[..., None]).to(lens.device)
     return clean, lambda count: lambda x: x + drawn.repeat(count, 1, 1).to(x.dtype)
+
+
+def _check(window: Any, read: str) -> None:
+    if read not in READS:
+        raise SsmlensError(f"unknown read {read!r}: choose one of {', '.join(READS)}")
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise SsmlensError(f"window is a number of layers, at least 1, got {window!r}")
+
+
+def _same_lengths(clean: Batch, corrupt: Batch) -> None:
+    if corrupt.lengths.tolist() != clean.lengths.tolist():
+        raise PromptError(
+            f"clean has {clean.lengths.tolist()} tokens and corrupt {corrupt.lengths.tolist()}: give prompts of the "
+            "same length, so that their positions match"
+        )
 
 
 def _groups(sites: int, logits: Tensor) -> Iterator[Sequence[int]]:

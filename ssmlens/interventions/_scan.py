@@ -8,7 +8,7 @@ itself came to.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,15 +21,51 @@ from ssmlens.kernels import scan as kernel
 from ssmlens.kernels.inputs import ScanInputs, expand_groups
 from ssmlens.models import Family
 from ssmlens.models.family import Lowered
+from ssmlens.recurrence import Recurrence
 from ssmlens.tap import ScanCall
 from ssmlens.trace import TOLERANCE, relative_error
 
-__all__ = ["Scan", "StateChange", "conv_inputs", "convolve", "past_taps", "run_with_states"]
+__all__ = [
+    "Exchange", "Scan", "Seen", "StateChange", "conv_inputs", "convolve", "past_taps", "run_with_states"
+]  # fmt: skip
 
 PROJECTED = ("hidden_states", "dt", "B", "C")
 """Scan arguments that hang on the convolution's output, in both families."""
 
 StateChange = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """A state that was put in place of another.
+
+    Args:
+        step: after which token.
+        state: (b, h, p, n) what is carried on.
+        gain: (b, h) factor that is left of what the state held before; NaN where it is none.
+    """
+
+    step: int
+    state: Tensor
+    gain: Tensor
+
+
+@dataclass(eq=False)
+class Seen:
+    """What a changed scan did, for whoever wants to know.
+
+    Args:
+        recurrence: what every row was computed with that no other pass served; None before the scan has run.
+        passes: rows (b, t) bool, and the recurrence that they were computed with in place of ``recurrence``; later
+            entries win.
+        exchanges: states put in on the way, by rising step.
+        read_now: whether the output of an exchange's own step reads the new state.
+    """
+
+    recurrence: Recurrence | None = None
+    passes: list[tuple[Tensor, Recurrence]] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
+    read_now: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,6 +78,7 @@ class Scan:
         hidden: (b, t, d) the mixer's input.
         lengths: (b,) real tokens of each row, None without padding.
         fast: compute with ssmlens.kernels where the model's own scan would do.
+        seen: where to write down what was computed; None when nobody asks.
     """
 
     call: ScanCall
@@ -49,6 +86,7 @@ class Scan:
     hidden: Tensor
     lengths: Tensor | None
     fast: bool
+    seen: Seen | None = None
 
     @property
     def family(self) -> Family:
@@ -84,6 +122,34 @@ class Scan:
         mask = rows[:, None] if self.family.name == "mamba1" else rows[:, :, None, None]
         out = torch.where(mask, a.to(b.dtype), b)
         return (out, unchanged[1]) if pair else out
+
+    def exchange(
+        self,
+        lowered: Lowered,
+        changes: Mapping[int, StateChange],
+        gain: Callable[[int], Tensor],
+        read_now: bool,
+    ) -> Any:
+        """What the scan returns with states exchanged on the way.
+
+        Args:
+            lowered: the call.
+            changes, read_now: as in `run_with_states`.
+            gain: of a step, (b, h) what is left of the state there, see `Exchange`.
+        """
+        seen = self.seen
+
+        def noted(t: int, h: Tensor) -> Tensor:
+            new = changes[t](t, h)
+            if seen is not None:
+                seen.exchanges.append(Exchange(t, new.detach(), gain(t)))
+            return new
+
+        rec = lowered.recurrence
+        y, final = run_with_states(rec.inputs, dict.fromkeys(changes, noted), read_now)
+        if seen is not None:
+            seen.recurrence, seen.read_now = rec, read_now
+        return self.pack(lowered, rec.add_skip(y), final)
 
     @cached_property
     def x(self) -> Tensor:

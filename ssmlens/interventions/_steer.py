@@ -17,12 +17,12 @@ from ssmlens.errors import LayerError, SsmlensError
 from ssmlens.interventions._forward import Changes, forward, run
 from ssmlens.interventions._patch import READS
 from ssmlens.interventions._positions import one_position
-from ssmlens.interventions._scan import Scan, run_with_states
+from ssmlens.interventions._scan import Scan
 from ssmlens.lens import Lens
 from ssmlens.prompt import Batch, prepare
 from ssmlens.quiet import quiet_transformers
 
-__all__ = ["METHODS", "StateEdit", "Steered", "steer"]
+__all__ = ["METHODS", "StateEdit", "Steered", "editing", "steer"]
 
 METHODS = ("auto", "cache", "recompute")
 """How `steer` generates: with the model's cache, or by running the whole sequence again for every token."""
@@ -69,6 +69,16 @@ class StateEdit:
         keep = torch.ones(h.shape[1], dtype=torch.bool, device=h.device)
         keep[list(self.heads)] = False
         return torch.where(keep[:, None, None], h, new)
+
+    def gain(self, n_heads: int) -> Tensor:
+        """(h,) factor that is left of what each head's state held: 0 for ``set``, NaN behind a ``function``."""
+        factor = (0.0 if self.set is not None else 1.0) * (1.0 if self.scale is None else self.scale)
+        changed = torch.full((n_heads,), torch.nan if self.function is not None else factor, dtype=torch.float64)
+        if self.heads is None:
+            return changed
+        keep = torch.ones(n_heads, dtype=torch.bool)
+        keep[list(self.heads)] = False
+        return torch.where(keep, 1.0, changed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,13 +138,12 @@ def steer(
         SsmlensError: when an edit changes nothing, never comes into play, or a name is unknown.
         LayerError: when an edit's layer does not exist or has no recurrence.
     """
-    edits = [_read(e) for e in ([edit] if isinstance(edit, StateEdit | Mapping) else edit)]
+    edits = _listed(edit)
     _check(lens, edits, read, method, new_tokens, temperature)
     batch = prepare(prompt, lens.tokenizer, lens.vocab_size)
     if new_tokens == 0:
-        every = [_steps(edits, n, n, read) for n in batch.lengths.tolist()]
-        logits = forward(lens, batch, _changes(edits, every, read))
-        return _result(lens, logits, batch, [[] for _ in every], "forward", {"read": read})
+        logits = forward(lens, batch, editing(lens, batch, edits, read))
+        return _result(lens, logits, batch, [[] for _ in batch.tokens], "forward", {"read": read})
     rows = []
     for i, n in enumerate(batch.lengths.tolist()):
         steps = _steps(edits, n, n + new_tokens, read)
@@ -153,6 +162,18 @@ def steer(
     used = "cache" if all(how is _cached for _, how in rows) else "recompute"
     settings = {"read": read, "temperature": temperature, "seed": seed, "new_tokens": new_tokens}
     return _result(lens, logits, full, made, used, settings)
+
+
+def editing(lens: Lens, batch: Batch, edit: Any, read: str) -> Changes:
+    """What a forward of this batch does differently with its states edited; arguments and errors as in `steer`."""
+    edits = _listed(edit)
+    _check(lens, edits, read, "auto", 0, 0.0)
+    return _changes(edits, [_steps(edits, n, n, read) for n in batch.lengths.tolist()], read)
+
+
+def _listed(edit: Any) -> list[Any]:
+    """One edit or several, as a list."""
+    return [_read(e) for e in ([edit] if isinstance(edit, StateEdit | Mapping) else edit)]
 
 
 def _read(edit: Any) -> Any:
@@ -234,9 +255,13 @@ def _changes(edits: list[StateEdit], steps: list[list[list[int]]], read: str, up
                 h = torch.where(mask[:, None, None, None], edits[i](h), h)
             return h
 
-        rec = scan.lowered.recurrence
-        y, final = run_with_states(rec.inputs, dict.fromkeys(rows, exchange), read == "now")
-        return scan.pack(scan.lowered, rec.add_skip(y), final)
+        def gain(t: int) -> Tensor:
+            left = torch.ones(len(steps), scan.lowered.recurrence.n_heads, dtype=torch.float64)
+            for i, mask in rows[t]:
+                left = torch.where(mask.cpu()[:, None], left * edits[i].gain(left.shape[1]), left)
+            return left
+
+        return scan.exchange(scan.lowered, dict.fromkeys(rows, exchange), gain, read == "now")
 
     return Changes(scans={e.layer: change for e in edits})
 

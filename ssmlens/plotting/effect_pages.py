@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from . import palette
 from .caption import Caption
@@ -18,7 +19,7 @@ from .scales import as_array, symmetric_limits
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["distributions", "patch_map"]
+__all__ = ["distributions", "patch_map", "two_runs"]
 
 
 def distributions(
@@ -96,3 +97,53 @@ def patch_map(
     figure.update_xaxes(**_token_axis(tokens, 1), title="token")
     figure.update_yaxes(title="layer", type="category")
     return _finish(figure, caption.title(name), caption.note(*filter(None, [note])), 150 + 26 * len(values))
+
+
+def two_runs(
+    table: pd.DataFrame,
+    caption: Caption | None = None,
+    *,
+    name: str,
+    quantity: str,
+    axis: str = "token",
+    runs: tuple[str, str] = ("before", "after"),
+    note: str = "",
+) -> go.Figure:
+    """One number for each token or layer in two runs as curves, and below them their difference.
+
+    Arguments and errors as for `ssmlens.plotting.effects.two_runs`.
+    """
+    caption = caption or Caption()
+    if not len(table):
+        raise ValueError("no number to draw: give at least one line")
+    words, x = [str(each) for each in table[axis]], list(range(len(table)))
+    names = _blocks(words, 1) if axis == "token" else [f"{axis} {each}" for each in words]
+    figure = make_subplots(rows=2, shared_xaxes=True, row_heights=[0.62, 0.38], vertical_spacing=0.08)
+    for column, run, colour in zip(("before", "after"), runs, palette.layer_colours(2)):
+        curve = go.Scatter(
+            x=x,
+            y=table[column],
+            name=escape(run),
+            mode="lines+markers",
+            marker={"size": 4},
+            line={"color": colour, "width": 2},
+            customdata=names,
+            hovertemplate=f"%{{customdata}}, {escape(run)}: %{{y:.4g}}<extra></extra>",
+        )
+        figure.add_trace(curve, row=1, col=1)
+    difference = f"{escape(runs[1])} − {escape(runs[0])}"
+    bars = go.Bar(
+        x=x,
+        y=table["difference"],
+        name=difference,
+        marker={"color": [palette.DIVERGING[-4 if value > 0 else 3] for value in table["difference"]]},
+        customdata=names,
+        hovertemplate=f"%{{customdata}}, {difference}: %{{y:.4g}}<extra></extra>",
+        showlegend=False,
+    )
+    figure.add_trace(bars, row=2, col=1)
+    figure.update_yaxes(title=escape(quantity), row=1, col=1)
+    figure.update_yaxes(title=difference, zeroline=True, row=2, col=1)
+    ticks = _token_axis(words, 1) if axis == "token" else {"tickvals": x, "ticktext": words}
+    figure.update_xaxes(**ticks, title=axis, row=2, col=1)
+    return _finish(figure, caption.title(name), caption.note(*filter(None, [note])), 460)

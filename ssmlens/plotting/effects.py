@@ -1,4 +1,5 @@
-"""Figures of interventions, for files: two next-token distributions, and what each patched site recovers."""
+"""Figures of interventions, for files: two next-token distributions, two runs' numbers, and what each patched site
+recovers."""
 
 from __future__ import annotations
 
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["distributions", "patch_map"]
+__all__ = ["distributions", "patch_map", "two_runs"]
 
 _SMALL = 8.0
+_MARKER = "o"
 
 
 def distributions(
@@ -95,3 +97,53 @@ def patch_map(
     bar.set_label(quantity, fontsize=_SMALL)
     bar.ax.tick_params(labelsize=_SMALL)
     return _finish(figure, axes, caption.title(name), caption.note(*filter(None, [note])))
+
+
+def two_runs(
+    table: pd.DataFrame,
+    caption: Caption | None = None,
+    *,
+    name: str,
+    quantity: str,
+    axis: str = "token",
+    runs: tuple[str, str] = ("before", "after"),
+    note: str = "",
+) -> Figure:
+    """One number for each token or layer in two runs as curves, and below them their difference.
+
+    Args:
+        table: with before, after and difference, and a column named as the axis: one line per token or layer.
+        caption: model, layer and error.
+        name: what is drawn.
+        quantity: what a number is, with its unit.
+        axis: "token" or "layer".
+        runs: how the two runs are called.
+        note: words for the line below.
+
+    Raises:
+        ValueError: an empty table.
+    """
+    caption = caption or Caption()
+    if not len(table):
+        raise ValueError("no number to draw: give at least one line")
+    names, x = [str(each) for each in table[axis]], np.arange(len(table))
+    figure, axes = _figure(float(np.clip(2.5 + 0.12 * len(table), 6, 15)), 4.6)
+    axes.set_subplotspec(figure.add_gridspec(2, 1, height_ratios=(5, 3))[0])
+    below = figure.add_subplot(axes.get_gridspec()[1], sharex=axes)
+    for column, words, colour in zip(("before", "after"), runs, palette.layer_colours(2)):
+        axes.plot(x, table[column], marker=_MARKER, markersize=2.5, color=colour, linewidth=1.2, label=words)
+    axes.legend(fontsize=_SMALL, frameon=False)
+    axes.set_ylabel(quantity, fontsize=_SMALL)
+    axes.tick_params(axis="x", labelbottom=False)
+    below.bar(x, table["difference"], color=_signed(table["difference"]))
+    below.axhline(0, color=palette.MUTED, linewidth=0.8)
+    below.set_ylabel(f"{runs[1]} − {runs[0]}", fontsize=_SMALL)
+    _token_axis(below, names, 1, "x", axis)
+    for each in (axes, below):
+        each.tick_params(axis="y", labelsize=_SMALL)
+    return _finish(figure, axes, caption.title(name), caption.note(*filter(None, [note])))
+
+
+def _signed(values: Any) -> list[str]:
+    """The colour of each difference by its sign."""
+    return [palette.DIVERGING[-4] if value > 0 else palette.DIVERGING[3] for value in values]

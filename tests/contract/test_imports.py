@@ -36,7 +36,7 @@ ALLOWED = {
     # A study imports no other study, no model and no plotting.
     "analyses": CORE | {"analyses", "attention", "lens", "prompt", "recurrence", "stepping", "tap", "tasks", "trace"},
     # Patching and steering go through the tap; the lenses read a trace, and trained ones come with shipped models.
-    "interventions": CORE | {"interventions", "lens", "models", "prompt", "tap", "trace", "zoo"},
+    "interventions": CORE | {"interventions", "lens", "models", "prompt", "recurrence", "tap", "trace", "zoo"},
     # Attribution recomputes the model from its weights, differentiably and piece by piece.
     "attribution": CORE
     | {"attention", "attribution", "exact", "lens", "loading", "models", "prompt", "recurrence", "trace"},
