@@ -1,4 +1,4 @@
-"""The log-retention clock of a recurrence, and when it has run down by half.
+"""The log-retention clock of a recurrence.
 
 The clock counts nats of decay: what was written at s is worth ``exp(clock[s] - clock[t])`` at t. It only moves
 forward, so every "when" is a binary search. While the decay is ``dt * A``, one sum over ``dt`` serves all states.
@@ -13,18 +13,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssmlens.analyses._layers import block_entries, head_blocks, time_blocks
+from ssmlens.analyses._layers import head_blocks, time_blocks
 from ssmlens.recurrence import Recurrence
 
 __all__ = [
+    "LN2",
+    "TIE",
     "Clock",
-    "crossing_quantiles",
-    "crossings",
+    "Steps",
+    "blocks",
     "elapsed",
     "half_life",
     "mean_log_decay",
     "mean_retention",
     "order_index",
+    "states_per_head",
     "to_half_life",
 ]
 
@@ -35,6 +38,83 @@ TIE = 1e-12
 """Relative slack of the binary search, so that a decay of exactly one half counts as one half after rounding."""
 
 LN2 = math.log(2.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """What decides how much each step forgets, of a range of heads: dt and A, or the log decay.
+
+    Args:
+        real: (b, t) bool, False where a step is padding and forgets nothing.
+        dt, A, log_decay: (b, t, h), (h, n or 1) and (b, t, h, n or 1) as in `ScanInputs`.
+        reset: (b, t) bool, True where a packed sequence begins, or None.
+    """
+
+    real: Tensor
+    dt: Tensor | None = None
+    A: Tensor | None = None
+    log_decay: Tensor | None = None
+    reset: Tensor | None = None
+
+    @classmethod
+    def of(cls, rec: Recurrence, heads: slice | Tensor = slice(None)) -> Steps:
+        """The steps of some heads, a slice or their indices (h,)."""
+        whole = cls(rec.real, rec.inputs.dt, rec.inputs.A, rec.inputs.log_decay, rec.inputs.reset)
+        return whole.heads(heads)
+
+    def heads(self, heads: slice | Tensor) -> Steps:
+        """Those of some heads, a slice or their indices (h,)."""
+        dt, log_decay = (None if x is None else x[:, :, heads] for x in (self.dt, self.log_decay))
+        return Steps(self.real, dt, None if self.A is None else self.A[heads], log_decay, self.reset)
+
+    def windows(self, index: Tensor, inside: Tensor, heads: Tensor) -> Steps:
+        """Of one row, the steps at the positions ``index`` (k, w) as k rows; padding where not ``inside`` (k, w)."""
+        dt, log_decay = (None if x is None else x[0, index[..., None], heads] for x in (self.dt, self.log_decay))
+        reset = None if self.reset is None else self.reset[0, index]
+        return Steps(inside, dt, None if self.A is None else self.A[heads], log_decay, reset)
+
+    @property
+    def factorised(self) -> bool:
+        """Whether one clock a head, of dt alone, serves all of its states."""
+        return self.A is not None and self.dt is not None and self.reset is None
+
+    @property
+    def rate(self) -> Tensor:
+        """(h, n or 1) nats of one tick of the clock, in float64."""
+        if self.factorised:
+            assert self.A is not None
+            # abs, not minus: a rate of -0.0 would put the half-life at minus infinity.
+            return self.A.double().abs()
+        decay = self.A if self.log_decay is None else self.log_decay[0, 0]
+        assert decay is not None
+        return torch.ones_like(decay, dtype=torch.float64)
+
+    def ticks(self) -> Tensor:
+        """How far each step moves the clock, (b, h, m, t) in float64; m is 1 where one clock serves all states."""
+        real = self.real[:, :, None]
+        if self.factorised:
+            assert self.dt is not None
+            # A step that makes even the slowest decaying state forget need not count for more.
+            slowest = self.rate.masked_fill(self.rate == 0, torch.inf).amin(1)
+            dt = self.dt.double().where(real, 0.0)
+            dt = dt.minimum(FORGETS / slowest.clamp(min=torch.finfo(torch.float64).tiny))
+            return dt.transpose(1, 2)[:, :, None].contiguous()
+        nats = self.nats().clamp(max=FORGETS)
+        if self.reset is not None:
+            nats = nats.masked_fill(self.reset[:, :, None, None], FORGETS)
+        return nats.where(real[..., None], 0.0).permute(0, 2, 3, 1).contiguous()
+
+    def nats(self) -> Tensor:
+        """Nats of decay of each step, (b, t, h, n or 1) in float64, resets not counted."""
+        if self.log_decay is not None:
+            return -self.log_decay.double()
+        assert self.A is not None
+        assert self.dt is not None
+        return self.dt.double()[..., None] * self.A.double().abs()
+
+    def clock(self) -> Clock:
+        # Time last: along any other axis a GPU sums with one thread a column, token after token.
+        return Clock(self.ticks().cumsum(-1), self.rate)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,20 +132,7 @@ class Clock:
     @classmethod
     def of(cls, rec: Recurrence, heads: slice = slice(None)) -> Clock:
         """The clock of some heads. Padding does not move it; an initial state is older than its first tick."""
-        inputs, real = rec.inputs, rec.real[:, :, None]
-        if inputs.A is not None and inputs.dt is not None and inputs.reset is None:
-            # abs, not minus: a rate of -0.0 would put the half-life at minus infinity.
-            rate = inputs.A[heads].double().abs()
-            # A step that makes even the slowest decaying state forget need not count for more.
-            slowest = rate.masked_fill(rate == 0, torch.inf).amin(1)
-            dt = inputs.dt[:, :, heads].double().where(real, 0.0)
-            dt = dt.minimum(FORGETS / slowest.clamp(min=torch.finfo(torch.float64).tiny))
-            return cls(dt.cumsum(1).transpose(1, 2)[:, :, None].contiguous(), rate)
-        nats = _nats(rec, heads).clamp(max=FORGETS)
-        if inputs.reset is not None:
-            nats = nats.masked_fill(inputs.reset[:, :, None, None], FORGETS)
-        nats = nats.where(real[..., None], 0.0)
-        return cls(nats.cumsum(1).permute(0, 2, 3, 1).contiguous(), nats.new_ones(nats.shape[2:]))
+        return Steps.of(rec, heads).clock()
 
     @property
     def length(self) -> int:
@@ -86,13 +153,13 @@ class Clock:
         """Tokens after ``at`` (k,) until half is left, (b, h, n, k); inf where the text ends before."""
         start = self._at(at)
         target = start + LN2 / self.rate[:, :, None]  # (b, h, n, k)
-        t = self._search(target * (1 - TIE), right=False)
+        t = self.search(target * (1 - TIE), right=False)
         t = torch.maximum(t, at + 1)
         found = t < self.length
         step = t.clamp(max=self.length - 1)
         tokens = (step - at).double()
         if interpolate:
-            late, early = self._take(step), self._take((step - 1).clamp(min=0))
+            late, early = self.take(step), self.take((step - 1).clamp(min=0))
             tokens = tokens - ((late - target) / (late - early)).nan_to_num(0.0).clamp(0, 1)
         return tokens.where(found, torch.inf)
 
@@ -102,25 +169,25 @@ class Clock:
         inf where even the first token is worth more than half.
         """
         target = self._at(at) - LN2 / self.rate[:, :, None]
-        s = self._search(target + TIE * self._at(at).abs(), right=True) - 1
+        s = self.search(target + TIE * self._at(at).abs(), right=True) - 1
         s = torch.minimum(s, at - 1)
         found = s >= 0
         step = s.clamp(min=0)
         tokens = (at - step).double()
         if interpolate:
-            early, late = self._take(step), self._take((step + 1).clamp(max=self.length - 1))
+            early, late = self.take(step), self.take((step + 1).clamp(max=self.length - 1))
             tokens = tokens - ((target - early) / (late - early)).nan_to_num(0.0).clamp(0, 1)
         return tokens.where(found, torch.inf)
 
     def _at(self, at: Tensor) -> Tensor:
         return self.ticks[..., at]
 
-    def _take(self, index: Tensor) -> Tensor:
+    def take(self, index: Tensor) -> Tensor:
         """Ticks at the positions ``index`` (b, h, n, k)."""
         ticks = self.ticks.expand(*index.shape[:3], self.length)
         return ticks.take_along_dim(index, -1)
 
-    def _search(self, target: Tensor, right: bool) -> Tensor:
+    def search(self, target: Tensor, right: bool) -> Tensor:
         """First position whose tick is at least (right: more than) the target, (b, h, n, k)."""
         b, h, m = self.ticks.shape[:3]
         n, k = target.shape[2:]
@@ -139,112 +206,25 @@ def mean_log_decay(rec: Recurrence) -> Tensor:
         for block in time_blocks(rec, rec.batch * rec.n_heads):
             total += rec.dt[:, block].where(real[:, block], 0.0).sum(1, dtype=torch.float64)
         return (total[..., None] / count * rec.A.double()).cpu()
-    return _blocks(rec, lambda heads: -_nats(rec, heads).where(real[..., None], 0.0).sum(1) / count)
+    return blocks(rec, lambda heads: -Steps.of(rec, heads).nats().where(real[..., None], 0.0).sum(1) / count)
 
 
 def mean_retention(rec: Recurrence) -> Tensor:
     """Time mean of the decay itself, ``exp(log_decay)``, over the real tokens of each row, (b, h, n or 1)."""
     real, count = rec.real[:, :, None, None], rec.real_lengths.double()[:, None, None]
-    return _blocks(rec, lambda heads: (-_nats(rec, heads)).exp().where(real, 0.0).sum(1) / count)
+    return blocks(rec, lambda heads: (-Steps.of(rec, heads).nats()).exp().where(real, 0.0).sum(1) / count)
 
 
-def crossings(rec: Recurrence, kind: str, at: Tensor, interpolate: bool) -> Tensor:
-    """Half-lives of the tokens ``at`` (b, k), counted in each row, as (b, k, h, n or 1); NaN where at is -1."""
-    rows = []
-    for b in range(rec.batch):
-        known = at[b].cpu() >= 0
-        part = _crossings(_row(rec, b), kind, at[b].to(rec.device).clamp(min=0), interpolate)
-        rows.append(part.movedim(-1, 0).where(known[:, None, None], torch.nan))
-    return torch.stack(rows)
-
-
-def crossing_quantiles(
-    rec: Recurrence, kind: str, quantiles: tuple[float, ...], interpolate: bool
-) -> tuple[Tensor, Tensor]:
-    """Quantiles over the real tokens of each row, (b, h, n or 1, q), and the share that ended in the text.
-
-    A quantile is the smallest half-life that at least this share of the tokens does not exceed, so that it is
-    one of them, or inf. Batch rows are sorted on their own: they differ in length.
-    """
-    values, reached = [], []
-    for b in range(rec.batch):
-        part = _row(rec, b)
-        tokens = torch.arange(part.length, device=part.device)
-
-        def block(heads: slice, part: Recurrence = part, tokens: Tensor = tokens) -> Tensor:
-            picks = [order_index(q, part.length) for q in quantiles]
-            found = []
-            # A long text has too many half-lives for all states of even one head at a time.
-            for clock in Clock.of(part, heads).states(max(1, block_entries(part) // part.length)):
-                times = _clocked(clock, kind, tokens, interpolate)[0]
-                share = times.isfinite().double().mean(-1, keepdim=True)
-                found.append(torch.cat([_ordered(times, picks, whole=not interpolate), share], -1))
-            return torch.cat(found, 1)[None]
-
-        both = _blocks(part, block, per_head=part.length * _states(part))[0]
-        values.append(both[..., :-1])
-        reached.append(both[..., -1:])
-    return torch.stack(values), torch.stack(reached)
-
-
-def _crossings(rec: Recurrence, kind: str, at: Tensor, interpolate: bool) -> Tensor:
-    per_head = rec.length * (1 if rec.A is not None else _states(rec)) + len(at) * _states(rec)
-    return _blocks(rec, lambda heads: _clocked(Clock.of(rec, heads), kind, at, interpolate), per_head)[0]
-
-
-def _clocked(clock: Clock, kind: str, at: Tensor, interpolate: bool) -> Tensor:
-    search = clock.forward if kind == "forward" else clock.backward
-    return search(at, interpolate)
-
-
-def _ordered(times: Tensor, picks: list[int], whole: bool) -> Tensor:
-    """The entries ``picks`` of each sorted row of times (h, n, t), inf last."""
-    if not whole:
-        return times.sort(-1).values[..., picks]
-    # Whole numbers below the length of the text: sorting int16 takes a tenth of the time of float64, and what
-    # does not fit into it is counted, which is as quick.
-    never = times.shape[-1]
-    times = times.where(times.isfinite(), never)
-    if never < torch.iinfo(torch.int16).max:
-        order = times.short().sort(-1).values[..., picks].double()
-    else:
-        rows = times.flatten(0, 1).long()
-        place = rows + torch.arange(len(rows), device=rows.device)[:, None] * (never + 1)
-        below = place.flatten().bincount(minlength=len(rows) * (never + 1)).view(len(rows), -1).cumsum(-1)
-        wanted = torch.tensor(picks, device=rows.device).expand(len(rows), -1).contiguous()
-        order = torch.searchsorted(below, wanted, right=True).view(*times.shape[:2], -1).double()
-    return order.where(order < never, torch.inf)
-
-
-def _row(rec: Recurrence, b: int) -> Recurrence:
-    """One batch row without its padding."""
-    length = int(rec.real_lengths[b])
-    if length == 0:
-        raise ValueError(f"batch row {b} holds no real token: memory needs at least one")
-    cut = {k: x if k == "A" else x[b : b + 1] for k, x in rec.inputs.tensors().items()}
-    return Recurrence(rec.inputs.replace(**cut).slice(0, length))
-
-
-def _states(rec: Recurrence) -> int:
+def states_per_head(rec: Recurrence) -> int:
     """Number of different decays in one head."""
     decay = rec.A if rec.A is not None else rec.inputs.log_decay
     assert decay is not None
     return decay.shape[-1]
 
 
-def _nats(rec: Recurrence, heads: slice) -> Tensor:
-    """Nats of decay of each step of some heads, (b, t, h, n or 1) in float64, resets not counted."""
-    inputs = rec.inputs
-    if inputs.log_decay is not None:
-        return -inputs.log_decay[:, :, heads].double()
-    assert inputs.A is not None
-    assert inputs.dt is not None
-    return inputs.dt[:, :, heads, None].double() * inputs.A[heads].double().abs()
-
-
-def _blocks(rec: Recurrence, compute: Callable[[slice], Tensor], per_head: int | None = None) -> Tensor:
+def blocks(rec: Recurrence, compute: Callable[[slice], Tensor], per_head: int | None = None) -> Tensor:
     """``compute`` over ranges of heads, joined along axis 1 on the CPU, where all results live."""
-    entries = rec.batch * (per_head or rec.length * _states(rec))
+    entries = rec.batch * (per_head or rec.length * states_per_head(rec))
     return torch.cat([compute(heads).cpu() for heads in head_blocks(rec, entries)], 1)
 
 
@@ -259,7 +239,7 @@ def order_index(q: float, count: int) -> int:
 def elapsed(rec: Recurrence, start: Tensor, stop: Tensor) -> Tensor:
     """Nats of decay from the token ``start`` (b,) to ``stop`` (b,) of each row, (b, h, n or 1) in float64."""
     start, stop = start.to(rec.device), stop.to(rec.device)
-    return _blocks(rec, lambda heads: Clock.of(rec, heads).nats(start, stop))
+    return blocks(rec, lambda heads: Clock.of(rec, heads).nats(start, stop))
 
 
 def half_life(rec: Recurrence) -> Tensor:

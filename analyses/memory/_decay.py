@@ -9,6 +9,7 @@ import torch
 from ssmlens.analyses._layers import Layers, Source, collect, positions, shares
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.memory import _clock as clock
+from ssmlens.analyses.memory import _crossing as crossing
 from ssmlens.analyses.memory._assumes import CONSTANT_DECAY, FROZEN, POWER, TRUNCATED, assumes
 
 __all__ = ["KINDS", "half_life", "retention"]
@@ -101,14 +102,14 @@ def half_life(
         chosen = shares(quantiles)
         coords["quantile"] = chosen
         for rec in layers:
-            value, reached = clock.crossing_quantiles(rec, kind, chosen, interpolate)
+            value, reached = crossing.crossing_quantiles(rec, kind, chosen, interpolate)
             parts.append({"value": value, "reached": reached, "mean_half_life": clock.half_life(rec)[..., None]})
         axes: tuple[str, ...] = ("batch", "head", "state", "quantile")
     else:
         coords["token"] = list(at)
         tokens = positions(layers, at)
         for rec in layers:
-            value = clock.crossings(rec, kind, tokens, interpolate)
+            value = crossing.crossings(rec, kind, tokens, interpolate)
             parts.append({"value": value, "mean_half_life": clock.half_life(rec)[:, None]})
         axes = ("batch", "token", "head", "state")
     return layers.result(
