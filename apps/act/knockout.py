@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from ssmlens.apps import store
-from ssmlens.apps.act import figures, numbers, wording
+from ssmlens.apps.act import beside, figures, numbers, wording
 from ssmlens.apps.components import strip
 from ssmlens.apps.frame import controls
 from ssmlens.apps.frame.panel import boundary, is_dark, panel, present
@@ -16,7 +16,7 @@ from ssmlens.apps.frame.shown import Shown
 from ssmlens.apps.frame.snippets import snippet
 from ssmlens.apps.read.suits import has_recurrence as supports
 from ssmlens.errors import SsmlensError
-from ssmlens.interventions import DECAYS, PATHS
+from ssmlens.interventions import DECAYS, PATHS, Knockout
 from ssmlens.plotting import Caption
 
 if TYPE_CHECKING:
@@ -91,6 +91,21 @@ def blocked(reading: store.Reading) -> None:
     st.subheader("How much gets through", anchor=False)
     with boundary("The leak"), st.spinner("Measuring what leaks ..."):
         present(_leak(reading, chosen))
+    beside.figures(reading, _asked(reading, chosen, target))
+
+
+def _asked(reading: store.Reading, chosen: Blocked, target: int) -> beside.Asked:
+    """Both runs, whose figures can be held against each other."""
+    layers = None if chosen.layers is None else list(chosen.layers)
+    return beside.Asked(
+        change=Knockout(list(chosen.sources), chosen.row, layers, chosen.paths, chosen.decay),
+        call=f"Knockout({chosen.call})",
+        runs=("free", "blocked"),
+        target=target,
+        answer=store.candidates(reading.key, target, reading.trace, reading.lens)[0].id,
+        prompt=reading.key[1],
+        imports="Knockout",
+    )
 
 
 def _choices(reading: store.Reading, target: int) -> Blocked | None:

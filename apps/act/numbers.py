@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import streamlit as st
+from numpy.typing import NDArray
 
 from ssmlens.apps import store
 from ssmlens.interventions import (
     Contrast,
+    Knockout,
+    Observed,
+    Patch,
     Patching,
+    Sides,
     StateEdit,
     Steered,
     contrast,
     knockout,
     knockout_leak,
+    observe,
     patch,
     steer,
 )
@@ -28,11 +35,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_RUNS",
+    "Change",
     "Edit",
+    "Sided",
+    "both_courses",
+    "both_maps",
     "continued",
     "default_source",
     "knocked",
     "leaks",
+    "observed",
     "other_token",
     "patched",
     "steered",
@@ -43,11 +55,21 @@ __all__ = [
 MAX_RUNS = 6
 """Logits of whole texts are large."""
 
+MAX_OBSERVED = 3
+"""Two traces each."""
+
+MAX_SIDES = 24
 MAX_PATCHINGS = 8
 MAX_LEAKS = 32
 
 Edit = tuple[int, int, str, float, int | None]
 """Layer, step, "scale", "add" or "set", its number, and the head or None for all."""
+
+
+Change = Knockout | Patch | StateEdit
+
+Sided = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+"""One map of both runs, and their difference, (t, s) each."""
 
 
 def default_source(reading: store.Reading) -> int:
@@ -129,3 +151,48 @@ def steering(edit: Edit) -> StateEdit:
     layer, step, how, number, head = edit
     change: dict[str, Any] = {how: number}
     return StateEdit(layer, step, heads=None if head is None else [head], **change)
+
+
+@st.cache_resource(max_entries=MAX_OBSERVED, show_spinner=False)
+def observed(
+    key: store.Key, change: str, prompt: tuple[int, ...] | str, read: str, _change: Change, _lens: ssmlens.Lens
+) -> Observed:
+    """Both runs of a prompt, without and with the change that the string names in full."""
+    return observe(_lens, prompt if isinstance(prompt, str) else list(prompt), _change, read=read)
+
+
+@st.cache_data(max_entries=MAX_SIDES, show_spinner=False)
+def both_maps(about: tuple[Any, ...], layer: int, how: str, _found: Observed) -> Sided:
+    """The implicit attention of one layer in both runs."""
+    sides = _found.attention(layer, how)
+    before, after, difference = (x[0].float().cpu().numpy() for x in (sides.before, sides.after, sides.difference))
+    return before, after, difference
+
+
+@st.cache_data(max_entries=MAX_SIDES, show_spinner=False)
+def both_courses(
+    about: tuple[Any, ...], what: str, layer: int, token: int, position: int, _found: Observed
+) -> pd.DataFrame:
+    """Numbers of both runs, one line for each token or layer.
+
+    Args:
+        about: names both runs.
+        what: "states", "lens" or "attribution".
+        layer: whose states.
+        token: whose logit the lens and the attribution are about.
+        position: after which token.
+    """
+    import pandas as pd
+
+    sides: Sides = {
+        "states": lambda: _found.state_norm(layer),
+        "lens": lambda: _found.lens(token, position),
+        "attribution": lambda: _found.attribution(token, position),
+    }[what]()
+    columns = {"before": sides.before, "after": sides.after, "difference": sides.difference}
+    if what == "lens":
+        return pd.DataFrame({"layer": range(len(sides.before)), **{k: x[:, 0].numpy() for k, x in columns.items()}})
+    tokens = _found.before.tokens[0]
+    return pd.DataFrame(
+        {"position": range(len(tokens)), "token": tokens, **{k: x[0].numpy() for k, x in columns.items()}}
+    )

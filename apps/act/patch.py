@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from ssmlens.apps import store
-from ssmlens.apps.act import numbers, wording
+from ssmlens.apps.act import beside, numbers, wording
 from ssmlens.apps.components import strip
 from ssmlens.apps.frame import controls
 from ssmlens.apps.frame.panel import explain, is_dark, panel, present
 from ssmlens.apps.frame.shown import Shown
 from ssmlens.apps.frame.snippets import snippet
 from ssmlens.apps.read.suits import has_recurrence as supports
-from ssmlens.interventions import KINDS, METRICS
+from ssmlens.interventions import KINDS, METRICS, Patch
 from ssmlens.plotting import Caption
 from ssmlens.plotting.labels import visible
 
@@ -28,6 +28,21 @@ __all__ = ["draw", "supports"]
 
 STRIP = "patch_strip"
 WHERE = ("around the change", "everywhere")
+KIND_WORDS = {
+    "residual": "residual stream",
+    "mixer": "output of the mixer",
+    "state": "state",
+    "conv": "memory of the convolution",
+    "full_state": "state with the memory of the convolution",
+}
+MEASURED = {
+    "kl": "KL divergence from the clean run, in nats",
+    "probability": "probability of the clean run’s answer",
+    "logit": "logit of the clean run’s answer",
+    "logit_difference": "logit of the clean run’s answer less that of the corrupt one’s",
+}
+"""What each metric is, in words."""
+
 AFTER = 3
 """Tokens after the exchanged one, and before the target, that are patched unless all are asked for."""
 
@@ -64,7 +79,7 @@ def patching(reading: store.Reading) -> None:
     left, right = st.columns(2)
     layer = controls.layer(reading, left)
     pin = _pinned(reading, asked, right)
-    st.markdown(f"**How much of the {asked.metric} comes back, by layer and token: {asked.kind}**")
+    st.markdown(f"**How much comes back when the {KIND_WORDS[asked.kind]} is patched, by layer and token**")
     _numbers(reading, asked, found, layer, pin)
     grid = found.grid(values=found.recovered)
     present(_map(reading, asked, found, (layer, pin)))
@@ -82,6 +97,22 @@ def patching(reading: store.Reading) -> None:
         on_pick=_picked,
     )
     explain(wording.PINNED)
+    beside.figures(reading, _beside(reading, asked, (asked.kind, layer, pin)))
+
+
+def _beside(reading: store.Reading, asked: Asked, site: tuple[str, int, int]) -> beside.Asked:
+    """The corrupt run without and with the pinned site patched, whose figures can be held against each other."""
+    return beside.Asked(
+        change=Patch(list(reading.key[1]), site),
+        call=f"Patch(ids, {site!r})",
+        runs=("corrupt", "patched"),
+        target=asked.target,
+        answer=store.candidates(reading.key, asked.target, reading.trace, reading.lens)[0].id,
+        prompt=asked.corrupt,
+        prompt_call="corrupt",
+        setup=f"ids = trace.ids[0].tolist()\ncorrupt = {asked.call}\n",
+        imports="Patch",
+    )
 
 
 def _choices(reading: store.Reading) -> Asked | None:
@@ -120,7 +151,9 @@ def _choices(reading: store.Reading) -> Asked | None:
     call = repr(typed) if typed else f"[*ids[:{exchanged}], {other}, *ids[{exchanged + 1} :]]"
     near = [t for t in positions if exchanged <= t <= exchanged + AFTER or target - AFTER <= t <= target]
     chosen = positions if where == WHERE[1] or typed else near
-    return Asked(corrupt, call, kind, metric, tuple(t for t in chosen if t <= target), target)
+    # Behind the last token nothing reads what its convolution carries on.
+    end = len(positions) - 2 if kind == "conv" else len(positions) - 1
+    return Asked(corrupt, call, kind, metric, tuple(t for t in chosen if t <= min(target, end)), target)
 
 
 def _pinned(reading: store.Reading, asked: Asked, place: st.delta_generator.DeltaGenerator) -> int:
@@ -158,9 +191,10 @@ def _numbers(reading: store.Reading, asked: Asked, found: Patching, layer: int, 
         line = cell.iloc[0]
         places[2].metric("Patched", f"{line['value']:.3g}", help=f"Layer {layer}, token {pin}.")
         places[3].metric("Recovered", f"{line['recovered']:.1%}", help="Share of the distance between both runs.")
+    target, pinned = (controls.position_name(t, reading.tokens) for t in (asked.target, pin))
     st.caption(
-        f"At token {controls.position_name(asked.target, reading.tokens)} the clean run says “{clean}”, the "
-        f"corrupt one “{corrupt}”. Pinned: layer {layer}, token {controls.position_name(pin, reading.tokens)}."
+        f"Measured: {MEASURED[asked.metric]}. At token {target} the clean run says “{clean}”, the corrupt one "
+        f"“{corrupt}”. Pinned: layer {layer}, token {pinned}."
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from ssmlens.apps import store
-from ssmlens.apps.act import figures, numbers, wording
+from ssmlens.apps.act import beside, figures, numbers, wording
 from ssmlens.apps.components import strip
 from ssmlens.apps.frame import controls
 from ssmlens.apps.frame.panel import boundary, is_dark, panel, present
@@ -75,9 +75,25 @@ def steering(reading: store.Reading) -> None:
     st.subheader("How the text goes on", anchor=False)
     if new_tokens == 0:
         st.caption("Choose a number of new tokens above.")
-        return
-    with boundary("The continuation"), st.spinner("Writing on ..."):
-        present(_continued(reading, edit, read, new_tokens))
+    else:
+        with boundary("The continuation"), st.spinner("Writing on ..."):
+            present(_continued(reading, edit, read, new_tokens))
+    beside.figures(reading, _asked(reading, edit, read))
+
+
+def _asked(reading: store.Reading, edit: numbers.Edit, read: str) -> beside.Asked:
+    """Both runs, whose figures can be held against each other."""
+    last = len(reading.tokens) - 1
+    return beside.Asked(
+        change=numbers.steering(edit),
+        call=_edit(edit),
+        runs=("free", "edited"),
+        target=last,
+        answer=store.candidates(reading.key, last, reading.trace, reading.lens)[0].id,
+        prompt=reading.key[1],
+        imports="StateEdit",
+        read=read,
+    )
 
 
 def _choices(reading: store.Reading) -> tuple[numbers.Edit, str, int]:

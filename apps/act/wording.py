@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ssmlens.apps.wording import Explanation
 
-__all__ = ["CONTINUED", "KNOCKOUT", "LEAK", "NEXT", "PATCH", "PINNED", "STEER"]
+__all__ = ["BESIDE", "CONTINUED", "KNOCKOUT", "LEAK", "NEXT", "PATCH", "PINNED", "STEER"]
 
 KNOCKOUT = Explanation(
     means=(
@@ -67,3 +67,41 @@ CONTINUED = Explanation(
     means="What the model writes after the text by itself, taking the likeliest token each time, free and edited.",
     does_not="One changed token changes all after it: a different ending is no measure of how large the edit was.",
 )
+
+BESIDE = {
+    "map": Explanation(
+        means=(
+            "What each token reads through the scan of one layer, in both runs and in the same colours; the difference "
+            "has its own. In the changed run this is what was really read: nothing of a blocked token, and nothing of "
+            "what stood in a state that was replaced."
+        ),
+        does_not=(
+            "What an edit or a patch puts into a state comes from no token of this text and has no column. Layers "
+            "behind the change differ because their inputs do, which does not make them the place of the effect."
+        ),
+    ),
+    "states": Explanation(
+        means="Euclidean norm of the state that each token reads in one layer, all heads together, in both runs.",
+        does_not="States of the same size may hold something else: a norm says how much is kept, not what.",
+    ),
+    "lens": Explanation(
+        means=(
+            "How likely the stream entering each layer already makes the followed token, through the final norm and "
+            "the unembedding (logit lens); the last entry is the model's own prediction."
+        ),
+        does_not=(
+            "Early layers are read in the last layer's basis. Where the curves part, the change has reached what this "
+            "lens can read, which may be later than where it acts."
+        ),
+    ),
+    "attribution": Explanation(
+        means=(
+            "Gradient of the followed token's logit times each token's embedding: by how much the logit moves, to "
+            "first order, when that embedding is scaled up."
+        ),
+        does_not=(
+            "Behind normalised layers these parts nearly cancel and do not add up to the logit. Activations that were "
+            "put in count as constants, so that nothing is attributed through them."
+        ),
+    ),
+}

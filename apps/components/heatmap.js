@@ -14,8 +14,9 @@ const TOP_PX = 7;
 const DRAG_PX = 5;
 const LEAST_TOKENS = 4;
 const LEAP = 10;
-const HINT =
-  "Point at a cell, or use the arrow keys on the map, to read its value. A click or Enter pins the pair; dragging, + and − zoom, 0 shows all.";
+const HINT = "Point at a cell, or use the arrow keys on the map, to read its value.";
+const PIN_HINT = "A click or Enter pins the pair; dragging, + and − zoom, 0 shows all.";
+const ZOOM_HINT = "Dragging, + and − zoom, 0 shows all.";
 // With magnitudes themselves as opacity, all but the strongest few tokens would look white.
 const SHADE_POWER = 0.5;
 // Full shade would drown light letters on a dark page.
@@ -96,7 +97,7 @@ class CausalMap {
     this.low.textContent = data.signed ? beyond("≤ ") + format(-data.limit) : "0";
     this.high.textContent = beyond("≥ ") + format(data.limit);
     this.unit.textContent = data.quantity;
-    this.readout.textContent = this.cursor ? this.describe(this.cursor) : HINT;
+    this.readout.textContent = this.describe(this.cursor);
     this.strip.classList.toggle("spaced", data.spaced);
     this.strip.replaceChildren(...data.text.map((token, i) => this.span(token, i)));
     const colours = data.signed ? data.colours : data.colours.slice((data.colours.length - 1) / 2);
@@ -109,7 +110,7 @@ class CausalMap {
     const span = document.createElement("span");
     span.textContent = token;
     span.onmouseenter = () => index <= this.reader() && this.move(this.grid.cellOf(this.reader(), index));
-    span.onclick = () => this.tell("target", index);
+    span.onclick = () => this.data.pins && this.tell("target", index);
     return span;
   }
 
@@ -358,14 +359,15 @@ class CausalMap {
     const same = cell && this.cursor && cell.row === this.cursor.row && cell.column === this.cursor.column;
     if (same || (!cell && !this.cursor)) return false;
     this.cursor = cell;
-    this.readout.textContent = cell ? this.describe(cell) : HINT;
+    this.readout.textContent = this.describe(cell);
     this.shade();
     this.draw();
     return true;
   }
 
   describe(cell) {
-    const { names, quantity } = this.data;
+    const { names, quantity, pins } = this.data;
+    if (!cell) return `${HINT} ${pins ? PIN_HINT : ZOOM_HINT}`;
     const { t, s } = this.grid.pair(cell);
     const { factor } = this.grid;
     const from = t === s ? "itself" : `token ${s} “${names[s]}”, ${t - s} back`;
@@ -374,7 +376,7 @@ class CausalMap {
   }
 
   pin(cell) {
-    if (!cell) return;
+    if (!cell || !this.data.pins) return;
     const { t, s } = this.grid.pair(cell);
     this.tell("pin", [t, s]);
   }

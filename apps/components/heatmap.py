@@ -28,6 +28,7 @@ def show(
     on_pin: Callable[[], None] | None = None,
     most: int = MOST_CELLS,
     group: str | None = None,
+    like: NDArray[np.float32] | None = None,
 ) -> None:
     """Draw one causal map, rows read from columns.
 
@@ -43,6 +44,7 @@ def show(
         on_pin: called after a click on the map; ``st.session_state[key]["pin"]`` is [target, source].
         most: cells per side beyond which the map is pooled; zooming in then asks for the exact ones.
         group: maps of one group share their cursor: pointing at a pair in one lights it in all, without a rerun.
+        like: another map whose colours this one takes.
     """
     kept = f"{key}_window"
     whole = (len(matrix), caption.layer, caption.reduction, caption.model)
@@ -56,10 +58,20 @@ def show(
             inside = t >= 0 and s >= 0 and size > 0 and max(t, s) + size <= len(matrix)
             st.session_state[kept] = ((t, s, size) if inside else None, whole)
 
+    data = map_data(
+        matrix,
+        tokens,
+        caption,
+        target=target,
+        source=source,
+        dark=dark,
+        window=window,
+        most=most,
+        group=group,
+        like=like,
+    )
     _component()(
-        data=map_data(
-            matrix, tokens, caption, target=target, source=source, dark=dark, window=window, most=most, group=group
-        ),
+        data=data,
         key=key,
         on_target_change=on_pick or _nothing,
         on_pin_change=on_pin or _nothing,

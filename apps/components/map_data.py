@@ -39,6 +39,8 @@ def map_data(
     window: Window | None = None,
     most: int = MOST_CELLS,
     group: str | None = None,
+    like: NDArray[np.float32] | None = None,
+    pins: bool = True,
 ) -> dict[str, Any]:
     """The map as plain data.
 
@@ -52,17 +54,20 @@ def map_data(
         window: the part to send; all by default.
         most: cells per side beyond which blocks are sent as their largest magnitude, with its sign and its place.
         group: maps of one group on a page share their cursor; None for a map by itself.
+        like: another map (t, s) whose colours this one takes, so that both can be held against each other.
+        pins: whether a click pins a pair, so that the map says so.
     """
     n = len(matrix)
     t, s, size = window or (0, 0, n)
-    limits = symmetric_limits(matrix[np.tri(n, dtype=bool)])
+    drawn = matrix[np.tri(n, dtype=bool)]
+    limit = symmetric_limits(drawn if like is None else like[np.tri(len(like), dtype=bool)]).value
     title = caption.title(f"Implicit attention, {caption.reduction_words}")
     return {
         "title": title,
         "map": hashlib.sha256(f"{title} {tokens} {t} {s} {size}".encode("utf-8", "surrogatepass")).hexdigest()[:16],
         "alt": (
-            f"{title}. {n} tokens. Arrow keys move, with Shift by ten; Enter pins the pair; plus, minus and 0 zoom. "
-            f"{caption.error_words}"
+            f"{title}. {n} tokens. Arrow keys move, with Shift by ten; {'Enter pins the pair; ' if pins else ''}plus, "
+            f"minus and 0 zoom. {caption.error_words}"
         ),
         "window": [t, s, size],
         **_cells(matrix, (t, s, size), most),
@@ -75,13 +80,14 @@ def map_data(
         "quantity": f"M[t, s], {caption.reduction_words}",
         "shades": palette.TEXT_SHADE,
         "dark": dark,
-        "limit": limits.value,
-        "clipped": limits.clipped > 0,
+        "limit": limit,
+        "clipped": bool((np.abs(drawn) > limit).any()),
         "signed": caption.signed,
         "colours": palette.DIVERGING_DARK if dark else palette.DIVERGING,
         "target": target,
         "source": source,
         "group": group,
+        "pins": pins,
     }
 
 

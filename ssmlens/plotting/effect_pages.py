@@ -94,7 +94,7 @@ def patch_map(
         k, t = pinned
         line = {"width": 2, "color": palette.MUTED}
         figure.add_shape(type="rect", x0=t - 0.5, x1=t + 0.5, y0=k - 0.5, y1=k + 0.5, line=line)
-    figure.update_xaxes(**_token_axis(tokens, 1), title="token")
+    figure.update_xaxes(**_token_axis(tokens, 1), title="token", tickangle=-90)
     figure.update_yaxes(title="layer", type="category")
     return _finish(figure, caption.title(name), caption.note(*filter(None, [note])), 150 + 26 * len(values))
 
@@ -145,5 +145,6 @@ def two_runs(
     figure.update_yaxes(title=escape(quantity), row=1, col=1)
     figure.update_yaxes(title=difference, zeroline=True, row=2, col=1)
     ticks = _token_axis(words, 1) if axis == "token" else {"tickvals": x, "ticktext": words}
-    figure.update_xaxes(**ticks, title=axis, row=2, col=1)
+    title = axis if axis == "token" else "stream entering layer"
+    figure.update_xaxes(**ticks, title=title, tickangle=-90 if axis == "token" else 0, row=2, col=1)
     return _finish(figure, caption.title(name), caption.note(*filter(None, [note])), 460)

@@ -116,7 +116,7 @@ def two_runs(
         caption: model, layer and error.
         name: what is drawn.
         quantity: what a number is, with its unit.
-        axis: "token" or "layer".
+        axis: "token", or "layer" for what is read from the stream entering each layer.
         runs: how the two runs are called.
         note: words for the line below.
 
@@ -128,8 +128,9 @@ def two_runs(
         raise ValueError("no number to draw: give at least one line")
     names, x = [str(each) for each in table[axis]], np.arange(len(table))
     figure, axes = _figure(float(np.clip(2.5 + 0.12 * len(table), 6, 15)), 4.6)
-    axes.set_subplotspec(figure.add_gridspec(2, 1, height_ratios=(5, 3))[0])
-    below = figure.add_subplot(axes.get_gridspec()[1], sharex=axes)
+    rows = figure.add_gridspec(2, 1, height_ratios=(5, 3))
+    axes.set_subplotspec(rows[0])
+    below = figure.add_subplot(rows[1], sharex=axes)
     for column, words, colour in zip(("before", "after"), runs, palette.layer_colours(2)):
         axes.plot(x, table[column], marker=_MARKER, markersize=2.5, color=colour, linewidth=1.2, label=words)
     axes.legend(fontsize=_SMALL, frameon=False)
@@ -138,7 +139,7 @@ def two_runs(
     below.bar(x, table["difference"], color=_signed(table["difference"]))
     below.axhline(0, color=palette.MUTED, linewidth=0.8)
     below.set_ylabel(f"{runs[1]} − {runs[0]}", fontsize=_SMALL)
-    _token_axis(below, names, 1, "x", axis)
+    _token_axis(below, names, 1, "x", axis if axis == "token" else "stream entering layer")
     for each in (axes, below):
         each.tick_params(axis="y", labelsize=_SMALL)
     return _finish(figure, axes, caption.title(name), caption.note(*filter(None, [note])))

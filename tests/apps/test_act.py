@@ -127,6 +127,81 @@ def test_steering_changes_what_follows_and_only_from_there(page: Callable[..., A
     assert "Choose a number of new tokens" in words(app)
 
 
+def test_every_kind_of_site_can_be_patched(page: Callable[..., Any]) -> None:
+    from ssmlens.interventions import KINDS
+
+    app = page(at="patch", model=RECALL, text=PROMPT).run()
+    app.toggle(key="patch_table").set_value(True).run()
+    for kind in KINDS:
+        app.selectbox(key="site").select(kind).run()
+        assert messages(app) == [], kind
+        assert rows(app, "patch")["kind"].unique().tolist() == [kind]
+
+
+ASKED = {
+    "knockout": ("Knockout([1], None, None, PATHS, 'keep')", "PROMPT", "blocked", {"sources": "1"}),
+    "steer": ("StateEdit(1, 10, scale=0.0)", "PROMPT", "edited", {}),
+    "patch": (
+        "Patch(PROMPT, ('residual', 1, 1))",
+        "PROMPT.replace('7', '4')",
+        "patched",
+        {"corrupt": PROMPT.replace("7", "4"), "patch_pin": "1 “7”"},
+    ),
+}
+
+
+@pytest.mark.parametrize("at", list(ASKED))
+def test_every_figure_stands_beside_that_of_the_changed_run(page: Callable[..., Any], at: str) -> None:
+    """The numbers on the page, those of the library, and those of the program under “Show the code” are the same."""
+    import numpy as np
+
+    import ssmlens
+    from ssmlens import interventions
+
+    change, prompt, run, address = ASKED[at]
+    names: dict[str, Any] = {**vars(interventions), "PROMPT": PROMPT}
+    lens = ssmlens.load(RECALL)
+    found = interventions.observe(lens, eval(prompt, names), eval(change, names))
+    answer = int(lens.trace(PROMPT).logits[0, -1].argmax())
+    expected = {
+        "map": found.attention(1, "norm"),
+        "states": found.state_norm(1),
+        "lens": found.lens(answer),
+        "attribution": found.attribution(answer),
+    }
+    app = page(at=at, model=RECALL, text=PROMPT, figure_heads="norm", figure_layer="1", **address).run()
+    for figure, sides in expected.items():
+        app.button_group(key="figure").set_value(figure).run()
+        app.toggle(key=f"runs_{figure}_table").set_value(True).run()
+        assert messages(app) == []
+        (shown,) = [each.value for each in app.dataframe if {run, "difference"} <= set(each.value.columns)]
+        for column, values in ((run, sides.after), ("difference", sides.difference)):
+            flat = (
+                values[:, 0] if figure == "lens" else values[0][np.tril_indices(11)] if figure == "map" else values[0]
+            )
+            np.testing.assert_allclose(shown[column].to_numpy(float), flat.double().numpy(), rtol=1e-5, atol=1e-6)
+        assert shown["difference"].abs().max() > 1e-4
+        space: dict[str, Any] = {}
+        exec(compile(app.code[-1].value, figure, "exec"), space)
+        if figure != "map":
+            np.testing.assert_allclose(space["table"]["after"], shown[run], rtol=1e-5, atol=1e-6)
+        assert hasattr(space["figure"], "savefig")
+
+
+def test_one_figure_that_cannot_be_drawn_leaves_the_others(
+    page: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssmlens.apps.act import numbers
+
+    def refuse(*given: Any, **named: Any) -> None:
+        raise ValueError("no such figure")
+
+    monkeypatch.setattr(numbers, "observed", refuse)
+    app = page(at="steer", model=RECALL, text=PROMPT).run()
+    assert messages(app) == ["The figure failed with ValueError: no such figure"]
+    assert list(rows(app, "continued")["run"]) == ["free", "edited"]
+
+
 @pytest.mark.parametrize("at", ["knockout", "patch", "steer"])
 def test_a_model_without_recurrence_is_told_why(
     page: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, at: str
