@@ -168,10 +168,16 @@ HOME = (
     "are chosen at the left and stay the same on every page."
 )
 
-ERROR = (
-    "Every mixer is rebuilt from the recurrence shown here and compared with the model's own output for this text. "
-    "The number is the largest relative difference. It says that the figures describe what the model computed; it "
-    "says nothing about what the model should compute."
+ERROR = Explanation(
+    means=(
+        "Every layer is rebuilt from the recurrence that these pages show and compared with the model's own output for "
+        "this text: each dot is the largest relative difference. Below the tolerance, the figures describe what the "
+        "model computed."
+    ),
+    does_not=(
+        "It says nothing about what the model should compute, nor whether a figure answers your question. Differences "
+        "of this size are those of rounding; float64 makes them smaller."
+    ),
 )
 
 

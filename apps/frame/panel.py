@@ -21,6 +21,9 @@ _log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 
+_PICTURE_SCALE = 0.65
+"""Pixels of the page for one of a picture, where there is room."""
+
 
 def panel(title: str = "") -> Callable[[Callable[P, Shown | None]], Callable[P, None]]:
     """Make a function that draws one panel.
@@ -112,7 +115,10 @@ def _draw(shown: Shown) -> None:
         draw_plotly(shown.live(), shown.name)
     elif shown.file is not None:
         note = shown.caption.note()
-        st.image(downloads.picture(shown, ".png"), alt=f"{shown.title}. {note}")
+        picture = downloads.picture(shown, ".png")
+        # The width in pixels stands there in every PNG. Drawn for paper, its letters would be huge on a wide page.
+        width = int.from_bytes(picture[16:20], "big") * _PICTURE_SCALE
+        st.image(picture, alt=f"{shown.title}. {note}", width=round(width))
 
 
 def draw_plotly(figure: Any, key: str) -> None:

@@ -34,6 +34,12 @@ STRETCHES = Whole(
 )
 """How many pieces of the text a study reads; the one option that is no argument of the library."""
 
+_METRICS = {
+    "loss": "loss on the text",
+    "accuracy": "accuracy on the text",
+    "kl": "KL from the whole state",
+    "agreement": "same first token",
+}
 _SEED = Whole("seed", "Seed", "Of everything that is drawn at random.", 0, 0, 999_999)
 
 
@@ -46,6 +52,7 @@ class Study:
         module, function: where the library has it, below `ssmlens.analyses`.
         options: what can be chosen.
         plan: what a run will do, in a sentence, from the settings and the text.
+        quantity: what it measures, in words, from the settings.
         drawing: its figure, below `ssmlens.plotting.studies`, in a module of the same name.
         explanation: what its figure means.
     """
@@ -55,6 +62,7 @@ class Study:
     function: str
     options: tuple[Option, ...]
     plan: Callable[[Settings, Text], str]
+    quantity: Callable[[Settings], str]
     drawing: str
     explanation: Explanation
 
@@ -154,6 +162,7 @@ STUDIES = {
             STRETCHES,
         ),
         plans.memory,
+        lambda settings: "Total variation distance",
         "remembrance",
         Explanation(
             means=(
@@ -190,6 +199,7 @@ STUDIES = {
             _SEED,
         ),
         plans.lyapunov,
+        lambda settings: "Lyapunov exponents",
         "stack",
         Explanation(
             means=(
@@ -221,12 +231,7 @@ STUDIES = {
                 "metric",
                 "Measured by",
                 "On the tokens from the cut on.",
-                {
-                    "loss": "loss on the text",
-                    "accuracy": "accuracy on the text",
-                    "kl": "KL from the whole state",
-                    "agreement": "same first token",
-                },
+                _METRICS,
                 ("loss",),
                 single=True,
             ),
@@ -240,6 +245,7 @@ STUDIES = {
             STRETCHES,
         ),
         plans.capacity,
+        lambda settings: str(_METRICS[settings["metric"]][:1].upper() + _METRICS[settings["metric"]][1:]),
         "rank_floor",
         Explanation(
             means=(
@@ -284,9 +290,10 @@ STUDIES = {
             ),
             Number("share", "Share that is slow", "Of all heads, or states, of the model.", 0.1, 0.01, 0.99),
             _SEED,
-            Flag("conv", "Round the convolution's window too", "The last few inputs of the short convolution."),
+            Flag("conv", "Also the convolution's window", "The last few inputs of the short convolution."),
         ),
         plans.precision,
+        lambda settings: "KL of the next-token distribution",
         "divergence",
         Explanation(
             means=(

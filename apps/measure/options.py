@@ -194,10 +194,11 @@ class Choices:
                 bind="query-params",
                 help=self.help,
             )
-        return st.multiselect(
+        return st.pills(
             self.label,
             options,
-            list(self.default),
+            selection_mode="multi",
+            default=list(self.default),
             format_func=self.words.__getitem__,
             key=key,
             bind="query-params",
@@ -241,18 +242,23 @@ class Flag:
 
 
 def draw(options: Sequence[Option], prefix: str) -> dict[str, Any]:
-    """Draw the controls in rows; returns what each holds, by the name of the option.
+    """Draw the controls; returns what each holds, by the name of the option.
 
     Args:
         options: what to draw.
         prefix: begins the key of each control, so that two studies may have an option of the same name.
     """
     held = {}
-    for start in range(0, len(options), COLUMNS):
-        row = options[start : start + COLUMNS]
+    # Several words side by side need the whole width.
+    wide = [option for option in options if isinstance(option, Choices) and not option.single]
+    narrow = [option for option in options if option not in wide]
+    for start in range(0, len(narrow), COLUMNS):
+        row = narrow[start : start + COLUMNS]
         for place, option in zip(st.columns(COLUMNS, vertical_alignment="bottom"), row):
             with place:
                 held[option.name] = option.control(f"{prefix}_{option.name}")
+    for option in wide:
+        held[option.name] = option.control(f"{prefix}_{option.name}")
     return held
 
 

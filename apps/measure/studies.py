@@ -27,7 +27,8 @@ ADDRESS = "job"
 LISTED = 12
 """Most studies of a visitor that the page lists, the newest ones."""
 
-_MINE, _LOST, _BUSY = "jobs", "job_lost", "job_busy"
+_MINE, _LOST, _BUSY, _BEGUN = "jobs", "job_lost", "job_busy", "job_begun"
+_WATCHED = "jobs_watched"
 _SIDEBAR = ("model", "folder", "text", "dtype")
 _STATES = {
     "waiting": "waits for its turn",
@@ -53,6 +54,9 @@ def draw(reading: store.Reading) -> None:
 @panel()
 def study(reading: store.Reading) -> Shown | None:
     """One study: chosen, started, watched, cancelled, or its result."""
+    if st.session_state.pop(_BEGUN, None):
+        # The list of studies stands outside this panel.
+        st.rerun()
     name = st.segmented_control(
         "Study",
         list(STUDIES),
@@ -83,10 +87,8 @@ def study(reading: store.Reading) -> Shown | None:
     else:
         st.info(chosen.explanation.means, icon=":material/info:")
     st.caption(f"**What it will do.** {chosen.plan(settings, chosen.text(held, tokens, layers))}")
-    if st.button("Run the study", key="study_run", icon=":material/play_arrow:", on_click=_start,
-                 args=(reading, name, settings, key)):  # fmt: skip
-        # The list of studies stands outside this panel.
-        st.rerun()
+    st.button("Run the study", key="study_run", icon=":material/play_arrow:", on_click=_start,
+              args=(reading, name, settings, key))  # fmt: skip
     busy = st.session_state.pop(_BUSY, None)
     if busy:
         st.error(busy)
@@ -110,6 +112,7 @@ def _start(reading: store.Reading, name: str, settings: Mapping[str, Any], key: 
         st.session_state[_BUSY] = wording.sentence(error)
         return
     st.session_state[_MINE] = (*_ids(), job.name)
+    st.session_state[_BEGUN] = True
 
 
 @st.fragment(run_every=SECONDS)
@@ -136,9 +139,8 @@ def _result(reading: store.Reading, name: str, settings: Mapping[str, Any], job:
     chosen, result, caption = STUDIES[name], job.result, Caption.of(reading.trace)
     units = "without a unit" if result.units == "1" else f"in {result.units}"
     words = " ".join(each[:1].upper() + each[1:].rstrip(".") + "." for each in result.assumes)
-    st.caption(
-        f"{result.name.replace('_', ' ').capitalize()}, {units}; took {_duration(job.seconds)}. Assumed: {words}"
-    )
+    quantity = chosen.quantity(settings)
+    st.caption(f"{quantity}, {units}; took {_duration(job.seconds)}. Assumed: {words}")
     return Shown(
         name=name,
         title=caption.title(f"{chosen.title} study"),
@@ -147,7 +149,7 @@ def _result(reading: store.Reading, name: str, settings: Mapping[str, Any], job:
         table=result.table,
         file=lambda: chosen.figure(result),
         explanation=chosen.explanation,
-        more={"quantity": result.name, "units": result.units, "settings": chosen.words(settings)},
+        more={"quantity": quantity, "units": result.units, "settings": chosen.words(settings)},
     )
 
 
@@ -201,13 +203,20 @@ def _mine() -> None:
 
 def _rows(listed: list[jobs.Job]) -> None:
     shown = st.query_params.get(ADDRESS)
+    if not any(job.going for job in listed) and st.session_state.pop(_WATCHED, None):
+        st.rerun()
     for i, job in enumerate(listed):
+        number = len(listed) - i
         with st.container(horizontal=True, vertical_alignment="center"):
             done, total = job.steps
             state = f"{done / total:.0%} done" if job.state == "running" and total else _STATES[job.state]
-            st.text(f"{job.title}: {state}", width="stretch")
+            st.text(f"{number}. {job.title}: {state}", width="stretch")
+            if job.going and job.name != shown:
+                st.session_state[_WATCHED] = True
+                st.button(f"Cancel study {number}", key=f"study_cancel_{job.name}", type="tertiary",
+                          on_click=jobs.shared().cancel, args=(job,))  # fmt: skip
             here = job.name == shown
-            words = "Shown above" if here else f"Open study {len(listed) - i}"
+            words = "Shown above" if here else f"Open study {number}"
             key = f"study_open_{job.name}"
             if st.button(words, key=key, type="tertiary", disabled=here, on_click=_open, args=(job,)):
                 st.rerun()

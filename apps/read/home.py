@@ -30,6 +30,16 @@ def draw(reading: store.Reading) -> None:
         with st.expander("Model card", icon=":material/description:"):
             # The front matter is for machines.
             st.markdown(zoo.card(name).removeprefix("---\n").partition("---\n")[2] or zoo.card(name))
+            st.download_button(
+                "Markdown",
+                lambda: zoo.card(name).encode("utf-8"),
+                file_name=f"{name}.md",
+                mime="text/markdown",
+                key="card_markdown",
+                icon=":material/download:",
+                on_click="ignore",
+                help="The card as a file.",
+            )
 
 
 @panel("What comes next, and where it comes from")
@@ -113,8 +123,19 @@ def _quoted(token: str) -> str:
 @panel("How far the figures can be trusted")
 def trust(reading: store.Reading) -> Shown:
     """Every mixer rebuilt and compared with the model's own numbers."""
-    st.caption(wording.ERROR)
     caption = Caption.of(reading.trace)
+    errors = reading.trace.reconstruction_error
+
+    def live() -> object:
+        from ssmlens.plotting import reading_pages
+
+        return reading_pages.layer_errors(errors, caption)
+
+    def file() -> object:
+        from ssmlens.plotting import readings
+
+        return readings.layer_errors(errors, caption)
+
     return Shown(
         name="verify",
         title=caption.title("Reconstruction error of every layer"),
@@ -122,10 +143,12 @@ def trust(reading: store.Reading) -> Shown:
         code=snippet(
             reading,
             """
-            errors = lens.verify(text)
-            table = pd.DataFrame({"layer": list(errors), "reconstruction error": list(errors.values())})
+            figure = readings.layer_errors(trace.reconstruction_error, Caption.of(trace))
             """,
-            ("import pandas as pd",),
+            ("from ssmlens.plotting import Caption, readings",),
         ),
         table=lambda: store.verify_table(reading.trace),
+        live=live,
+        file=file,
+        explanation=wording.ERROR,
     )

@@ -81,7 +81,9 @@ def _library(items: Sequence[Item]) -> str:
 
 
 def _section(number: int, item: Item) -> str:
-    facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in {**item.facts, "added": item.added}.items())
+    # The heading is the title.
+    told = {k: v for k, v in {**item.facts, "added": item.added}.items() if k != "title"}
+    facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in told.items())
     said = "".join(
         f"<p><b>{name}</b> {escape(text)}</p>"
         for name, text in (("What it means.", item.means), ("What it does not.", item.does_not))

@@ -101,7 +101,9 @@ def _entry(index: int, item: collected.Item) -> None:
             )
         st.text(item.title)
         _picture(index, item)
-        st.caption(f"{len(item.table)} lines of numbers, added {item.added}")
+        st.caption(
+            f"{len(item.table)} lines of numbers, added {item.added.replace('T', ' ').removesuffix('+00:00')} UTC"
+        )
         with st.expander("Numbers and code", icon=":material/code:"):
             st.dataframe(item.table, hide_index=True, key=f"report_rows_{index}")
             st.code(item.code, language="python")

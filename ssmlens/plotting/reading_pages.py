@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,14 @@ from . import palette
 from .caption import Caption
 from .labels import label, positions, visible
 from .pages import _blocks, _finish, _scale, _token_axis
-from .readings import COLOURS, COURSE, lens_matrix, pair_note, pair_title
+from .readings import COLOURS, COURSE, error_points, lens_matrix, pair_note, pair_title
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ssmlens.attribution import PairPath
 
-__all__ = ["lens_map", "lens_path", "pair_path", "state_course"]
+__all__ = ["layer_errors", "lens_map", "lens_path", "pair_path", "state_course"]
 
 _FEW = 40
 
@@ -144,3 +144,33 @@ def state_course(
     figure.update_xaxes(**_token_axis(names, 1), title="token")
     figure.update_yaxes(title="Frobenius norm", rangemode="tozero")
     return _finish(figure, caption.title("State, token by token"), caption.note(), 360)
+
+
+def layer_errors(errors: Mapping[int, float], caption: Caption | None = None) -> go.Figure:
+    """Reconstruction error of each layer on a logarithmic axis, with the tolerance as a line.
+
+    Arguments and errors as for `ssmlens.plotting.readings.layer_errors`.
+    """
+    caption = caption or Caption()
+    points, beside = error_points(errors)
+    figure = go.Figure(
+        go.Scatter(
+            x=[str(layer) for layer in points],
+            y=list(points.values()),
+            mode="markers",
+            marker={"size": 9, "color": palette.diverging(11)[2]},
+            hovertemplate="layer %{x}: %{y:.1e}<extra></extra>",
+            showlegend=False,
+        )
+    )
+    if caption.tolerance is not None:
+        figure.add_hline(
+            caption.tolerance,
+            line={"width": 1.5, "color": palette.MUTED, "dash": "dash"},
+            annotation={"text": f"tolerance {caption.tolerance:.0e}"},
+        )
+    figure.update_xaxes(
+        title="layer", type="category", categoryorder="array", categoryarray=[str(layer) for layer in errors]
+    )
+    figure.update_yaxes(title="relative error of the rebuilt layer", type="log", exponentformat="power")
+    return _finish(figure, caption.title("Reconstruction error by layer"), caption.note(beside), 320)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from . import palette
 from .caption import Caption
 from .figures import _figure, _finish, _token_axis
-from .labels import drawable, label, positions, visible
+from .labels import drawable, label, positions, thin, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = [
     "COLOURS",
     "COURSE",
+    "error_points",
+    "layer_errors",
     "lens_map",
     "lens_matrix",
     "lens_path",
@@ -156,6 +159,50 @@ def state_course(table: pd.DataFrame, tokens: Sequence[str], caption: Caption | 
     axes.tick_params(axis="y", labelsize=_SMALL)
     axes.legend(fontsize=_SMALL, frameon=False)
     return _finish(figure, axes, caption.title("State, token by token"), caption.note())
+
+
+def layer_errors(errors: Mapping[int, float], caption: Caption | None = None) -> Figure:
+    """Reconstruction error of each layer on a logarithmic axis, with the tolerance as a line.
+
+    Args:
+        errors: layer -> relative error, as `Trace.reconstruction_error` has them. What has no place on the axis (0,
+            infinite, NaN) is counted in the note.
+        caption: model, error and the tolerance that is drawn.
+
+    Raises:
+        ValueError: when there is no layer.
+    """
+    caption = caption or Caption()
+    points, beside = error_points(errors)
+    figure, axes = _figure(6.4, 3.4)
+    axes.plot(list(points), list(points.values()), "o", color=palette.diverging(11)[1], markersize=5)
+    if caption.tolerance is not None:
+        axes.axhline(caption.tolerance, color=palette.MUTED, linewidth=1.0, linestyle="--", label="tolerance")
+        axes.legend(fontsize=_SMALL, frameon=False)
+    axes.set_yscale("log")
+    chosen = thin(len(errors), _FEW)
+    axes.set_xticks([list(errors)[i] for i in chosen])
+    axes.set_xlim(min(errors) - 0.5, max(errors) + 0.5)
+    axes.set_xlabel("layer", fontsize=_SMALL)
+    axes.set_ylabel("relative error of the rebuilt layer", fontsize=_SMALL)
+    axes.tick_params(labelsize=_SMALL)
+    return _finish(figure, axes, caption.title("Reconstruction error by layer"), caption.note(beside))
+
+
+def error_points(errors: Mapping[int, float]) -> tuple[dict[int, float], str]:
+    """The errors that a logarithmic axis can show, and a note that counts the others.
+
+    Raises:
+        ValueError: when there is no layer.
+    """
+    if not errors:
+        raise ValueError("no layer to draw: give at least one layer's error")
+    points = {layer: x for layer, x in errors.items() if math.isfinite(x) and x > 0}
+    exact = sum(x == 0 for x in errors.values())
+    wrong = [str(layer) for layer, x in errors.items() if not math.isfinite(x)]
+    notes = [f"{exact} of {len(errors)} layers exact, not drawn"] if exact else []
+    notes += [f"NOT FINITE in layers {', '.join(wrong)}"] if wrong else []
+    return points, "; ".join(notes)
 
 
 def lens_matrix(table: pd.DataFrame, colour: str) -> tuple[Any, list[list[Any]], list[str], list[int]]:

@@ -38,7 +38,7 @@ OTHER = {
         {"dtypes": ["float8_e5m2"], "variants": ["slow", "all"], "share": 0.5, "seed": 1, "conv": True},
         "(lens, text, dtypes=('float8_e5m2',), variants=('all', 'slow'), share=0.5, seed=1, conv=True)",
         "Formats of the state: float8 e5m2; Heads rounded: all, slow ones; Share that is slow: 0.5; Seed: 1; "
-        "Round the convolution's window too: yes",
+        "Also the convolution's window: yes",
     ),
 }
 

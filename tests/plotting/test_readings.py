@@ -68,3 +68,19 @@ def test_state_course_draws_the_columns_of_its_table(trace: ssmlens.Trace) -> No
         assert np.array_equal(figure.axes[0].lines[k].get_ydata(), table[column])
     with pytest.raises(ValueError, match="3 tokens for 8"):
         readings.state_course(table, tokens[:3])
+
+
+def test_errors_of_layers_are_drawn_or_counted(trace: ssmlens.Trace) -> None:
+    errors = trace.reconstruction_error
+    page, figure = (module.layer_errors(errors, Caption.of(trace)) for module in (reading_pages, readings))
+    assert list(page.data[0].y) == list(figure.axes[0].lines[0].get_ydata()) == list(errors.values())
+    assert [line.get_ydata()[0] for line in figure.axes[0].lines[1:]] == [trace.tolerance]
+    assert page.layout.shapes[0].y0 == trace.tolerance
+    odd = {0: 1e-7, 1: 0.0, 5: float("nan"), 6: float("inf")}
+    for module in (reading_pages, readings):
+        drawn = module.layer_errors(odd)
+        note = drawn.get_label() if module is readings else drawn.layout.meta["note"]
+        assert note == "1 of 4 layers exact, not drawn; NOT FINITE in layers 5, 6"
+        with pytest.raises(ValueError, match="no layer to draw"):
+            module.layer_errors({})
+    figure.savefig(BytesIO(), format="png")

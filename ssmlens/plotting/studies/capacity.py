@@ -140,7 +140,8 @@ def rank_floor(found: Any) -> Figure:
         axes.axis("off")
     panels[0].legend(fontsize=SMALL - 1, frameon=False, loc="best")
     cut, prompts, within = (found.settings[k] for k in ("token_cut", "rows", "tolerance"))
-    note = f"state truncated before token {cut}; {prompts} prompts, 95 % bootstrap; dotted: floor within {within:g}"
+    about = f"{prompts} prompts, 95 % bootstrap" if prompts > 1 else "one prompt, no interval"
+    note = f"state truncated before token {cut}; {about}; dotted: floor within {within:g}"
     figure.suptitle(title_of("Rank floor", found), fontsize=11)
     figure.supxlabel(note, fontsize=SMALL - 1, color=palette.MUTED)
     figure.set_label(note)

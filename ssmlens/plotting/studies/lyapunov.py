@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ssmlens.plotting import palette
 from ssmlens.plotting.figures import _figure, _finish
@@ -112,7 +113,8 @@ def stack(found: Any) -> Figure:
                 order, found.control[name].expand(len(order)).numpy(), mark, color=colour, markersize=8, label=words
             )
     _axes(axes, "exponent", found.units.replace("/", " per "))
-    axes.legend(fontsize=_SMALL, frameon=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=_SMALL, frameon=False)
     s = found.settings
     gone = int((~finite).sum())
     note = f"{s['steps']} steps after {s['discard']}; 95 % intervals" + (f"; {gone} more are -inf" if gone else "")
