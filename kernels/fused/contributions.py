@@ -20,6 +20,7 @@ from torch import Tensor
 from ..inputs import ScanInputs
 from ..segments import FORGET, base2
 from .device import on_its_device
+from .rounding import cdiv, next_power_of_2
 from .tiles import rows
 
 __all__ = ["BLOCK", "Parts", "far", "product", "rows", "tapped", "weight_planes"]
@@ -149,7 +150,7 @@ class Parts:
     def of(cls, x: ScanInputs, sources: Tensor, gate: Tensor, skip: Tensor | None) -> Parts:
         """From inputs with b = 1, sources (k, t, e), gate (t, e) and skip (h, p) of any floating dtype."""
         length = sources.shape[1]
-        padded = triton.cdiv(length, BLOCK) * BLOCK + 2 * BLOCK
+        padded = cdiv(length, BLOCK) * BLOCK + 2 * BLOCK
 
         def last(z: Tensor, *front: int) -> Tensor:
             """(t, ...) with time moved last, in float32, padded."""
@@ -163,7 +164,7 @@ class Parts:
         )  # fmt: skip
         if x.A is None or x.dt is None or x.reset is not None or x.head_dim > 1 or x.has_erase:
             return some
-        n = max(16, triton.next_power_of_2(x.d_state))
+        n = max(16, next_power_of_2(x.d_state))
         missing = n - x.d_state
         read, write = (
             last(torch.nn.functional.pad(z[0].permute(1, 2, 0), (0, 0, 0, missing)), z.shape[2], n)
@@ -194,12 +195,12 @@ def far(parts: Parts, start: int, stop: int, left: int, right: int) -> Tensor:
     assert parts.read is not None
     assert parts.write is not None
     assert parts.rate is not None
-    h, columns, rows = len(parts.gate), triton.cdiv(right - left, BLOCK) * BLOCK, stop - start
+    h, columns, rows = len(parts.gate), cdiv(right - left, BLOCK) * BLOCK, stop - start
     out = torch.empty(3 * h, rows, columns, dtype=torch.bfloat16, device=parts.gate.device)
     _far[(columns // BLOCK, h)](
         parts.read, parts.write, parts.rate, parts.time, parts.dt, parts.gate, parts.sources, out,
         start, rows, left, columns, parts.gate.shape[1], h, h // len(parts.read), h // len(parts.write),
-        TAPS=len(parts.sources), N=parts.read.shape[1], ROWS=max(16, triton.next_power_of_2(rows)), COLUMNS=BLOCK,
+        TAPS=len(parts.sources), N=parts.read.shape[1], ROWS=max(16, next_power_of_2(rows)), COLUMNS=BLOCK,
         PRECISION="tf32x3", num_warps=4 if parts.read.shape[1] <= 32 else 8,
     )  # fmt: skip
     return out
@@ -218,11 +219,11 @@ def tapped(parts: Parts, matrix: Tensor, first: int, start: int, stop: int, left
         left, right: columns.
     """
     h, rows, width = matrix.shape
-    e, columns = len(parts.gate), triton.cdiv(right - left, BLOCK) * BLOCK
+    e, columns = len(parts.gate), cdiv(right - left, BLOCK) * BLOCK
     out = torch.empty(3 * e, rows, columns, dtype=torch.bfloat16, device=parts.gate.device)
-    block = min(_ROWS, max(16, triton.next_power_of_2(rows)))
+    block = min(_ROWS, max(16, next_power_of_2(rows)))
     some = min(_CHANNELS, e // h)
-    grid = (columns // BLOCK, triton.cdiv(rows, block) * triton.cdiv(e // h, some), h)
+    grid = (columns // BLOCK, cdiv(rows, block) * cdiv(e // h, some), h)
     _tapped[grid](
         matrix, parts.sources, parts.gate, parts.gate if parts.skip is None else parts.skip, out,
         start, rows, first, left, columns, width, parts.gate.shape[1], h, e // h, *matrix.stride()[:2],

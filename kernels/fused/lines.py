@@ -24,13 +24,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
 from ..inputs import ScanInputs
 from ..segments import base2
 from .device import on_its_device
 from .line_kernels import carry_outward, line_kernel, sum_blocks, weigh
+from .rounding import cdiv, next_power_of_2
 
 __all__ = ["Tuning", "column", "distance", "row"]
 
@@ -100,7 +100,7 @@ class _Line:
         self.tuning = tuning = _tuned(x, wide) if tuning is None else tuning
         # Blocks between the line and the end of its side.
         self.first = 0 if is_row else at // tuning.tokens
-        self.blocks = triton.cdiv(at + 1 if is_row else x.length, tuning.tokens) - self.first
+        self.blocks = cdiv(at + 1 if is_row else x.length, tuning.tokens) - self.first
         self.channels = x.n_heads * steps.shape[-1]
         carry = self._carry(log)
         gain = x.dt if is_row or x.dt is None else x.dt[:, at:]
@@ -123,14 +123,14 @@ class _Line:
         }  # fmt: skip
 
     def write(self, out: Tensor) -> None:
-        blocks = triton.cdiv(self.x.length, self.tuning.tokens) * triton.cdiv(self.x.n_heads, self.tuning.heads)
+        blocks = cdiv(self.x.length, self.tuning.tokens) * cdiv(self.x.n_heads, self.tuning.heads)
         line_kernel[(blocks, self.x.batch)](*self.arguments, out, out, 0, MOMENTS=False, **self.options)
 
     def moments(self) -> Tensor:
         """Mean distance of the row, (b, h) in float64."""
         shape = (self.x.batch, self.blocks, self.x.n_heads)
         weight, far = (torch.empty(shape, dtype=torch.float32, device=self.x.value.device) for _ in range(2))
-        blocks = self.blocks * triton.cdiv(self.x.n_heads, self.tuning.heads)
+        blocks = self.blocks * cdiv(self.x.n_heads, self.tuning.heads)
         line_kernel[(blocks, self.x.batch)](*self.arguments, weight, far, self.first, MOMENTS=True, **self.options)
         return far.sum(1, dtype=torch.float64) / weight.sum(1, dtype=torch.float64)
 
@@ -142,13 +142,13 @@ class _Line:
             for _ in range(2)
         )
         m = self.steps.shape[-1]
-        grid = (self.blocks * triton.cdiv(self.channels, tuning.channels), x.batch)
+        grid = (self.blocks * cdiv(self.channels, tuning.channels), x.batch)
         sum_blocks[grid](
             self.steps, sums, self.at, x.length, self.channels, self.first, self.blocks, *self.steps.stride(),
             ROW=self.is_row, LOG=log, M=m, S=tuning.tokens, C=tuning.channels, num_warps=tuning.sum_warps,
         )  # fmt: skip
         few = 8
-        grid = (triton.cdiv(self.channels, few), x.batch)
+        grid = (cdiv(self.channels, few), x.batch)
         carry_outward[grid](sums, carry, self.channels, self.blocks, ROW=self.is_row, K=256, C=few, num_warps=4)
         return carry
 
@@ -158,10 +158,10 @@ class _Line:
         groups = math.lcm(fixed.shape[1], moving.shape[2])
         weights = torch.empty(x.batch, groups, x.length, dtype=torch.float32, device=x.value.device)
         low, high = (0, self.at) if self.is_row else (self.at, x.length - 1)
-        grid = (triton.cdiv(high - low + 1, few), groups, x.batch)
+        grid = (cdiv(high - low + 1, few), groups, x.batch)
         weigh[grid](
             fixed, moving, weights, low, high, x.length, *fixed.stride(), *moving.stride(), groups, fixed.shape[1],
-            moving.shape[2], N=x.d_state, NB=min(32, triton.next_power_of_2(x.d_state)), S=few, num_warps=4,
+            moving.shape[2], N=x.d_state, NB=min(32, next_power_of_2(x.d_state)), S=few, num_warps=4,
         )  # fmt: skip
         return weights
 
@@ -176,11 +176,11 @@ class _Line:
 
 def _tuned(x: ScanInputs, wide: bool) -> Tuning:
     """What was fastest on an H100 (NOTES.md): 2048 entries a tile; where states decay apart, heads of one group."""
-    heads = min(32, triton.next_power_of_2(x.n_heads))
+    heads = min(32, next_power_of_2(x.n_heads))
     for g in (x.read.shape[2], x.write.shape[2]) if wide else ():
         while g > 1 and heads > 8 and (x.n_heads // g) % heads:
             heads //= 2
-    tokens = min(2048 // heads, max(16, triton.next_power_of_2(x.length)))
+    tokens = min(2048 // heads, max(16, next_power_of_2(x.length)))
     # As many states at once as registers hold: addresses of every head's own read and write, and the steps of
     # log-decays, which differ by state, take many.
     shared = all(g == 1 or (x.n_heads // g) % heads == 0 for g in (x.read.shape[2], x.write.shape[2]))

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..inputs import ScanInputs
+from .rounding import cdiv, next_power_of_2
 
 __all__ = ["Clocks", "clocks"]
 
@@ -118,7 +119,7 @@ def clocks(x: ScanInputs, chunk: int) -> Clocks:
         chunk: tokens l per chunk, a power of two.
     """
     b, t, h, _ = x.value.shape
-    chunks = triton.cdiv(t, chunk)
+    chunks = cdiv(t, chunk)
     count = x.reset is not None or x.log_decay is not None
     new = x.value.new_empty
     every = (b, h, chunks, chunk)
@@ -126,8 +127,8 @@ def clocks(x: ScanInputs, chunk: int) -> Clocks:
     high, low, to_end, from_start, dt = new((5, *every), dtype=torch.float32).unbind(0)
     through = new(every[:3], dtype=torch.float32)
     forgets = new(every, dtype=torch.int32) if count else None
-    block = min(8, triton.next_power_of_2(h))
-    _clocks[(b * chunks, triton.cdiv(h, block))](
+    block = min(8, next_power_of_2(h))
+    _clocks[(b * chunks, cdiv(h, block))](
         x.log_decay, x.dt, x.A, x.reset,
         high, low, forgets, dt, to_end, from_start, through,
         t, h, chunks,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..inputs import ScanInputs
 from ..segments import FORGET, LOG2_E
+from .rounding import cdiv, next_power_of_2
 
 __all__ = ["PER_HEAD", "PER_STATE", "RATES", "Clocks", "clocks"]
 
@@ -180,10 +181,10 @@ def clocks(x: ScanInputs, block: int) -> Clocks:
     count = table(channels, padded, torch.int32) if counted else None
     start = table(channels, blocks + 1, torch.float64)
     starts = table(channels, blocks + 1, torch.int32) if counted else None
-    wide = max(16, triton.next_power_of_2(n))
+    wide = max(16, next_power_of_2(n))
     rate = torch.empty(h, wide, dtype=torch.float32, device=like.device) if kind == RATES else None
     side = 16
-    _block_clocks[(blocks, triton.cdiv(channels, side), b)](
+    _block_clocks[(blocks, cdiv(channels, side), b)](
         step, x.A, x.dt, x.reset, rise, rest, fall, gain, count, start, starts, rate,
         length, channels, n, padded, blocks,
         *((0, 0, 0, 0) if step is None else step.stride()),
@@ -194,7 +195,7 @@ def clocks(x: ScanInputs, block: int) -> Clocks:
         M=m, BLOCK=block, CHANNELS=side, N=wide, LONGEST=_LONGEST, FORGETS=FORGET, LOG2E=LOG2_E,
     )  # fmt: skip
     rows = 4
-    _start_clocks[(triton.cdiv(b * channels, rows),)](
-        start, starts, b * channels, blocks, COUNT=counted, ROWS=rows, BLOCKS=triton.next_power_of_2(blocks + 1)
+    _start_clocks[(cdiv(b * channels, rows),)](
+        start, starts, b * channels, blocks, COUNT=counted, ROWS=rows, BLOCKS=next_power_of_2(blocks + 1)
     )
     return Clocks(kind, block, padded, blocks, rise, rest, fall, gain, count, start, starts, rate)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ..inputs import ScanInputs
 from .device import on_its_device
+from .rounding import next_power_of_2
 from .tile_clock import PER_HEAD, PER_STATE, RATES, Clocks, clocks
 from .tile_reduce import finish_kernel, reduce_kernel, reduce_rates_kernel
 from .tile_rows import rows_kernel
@@ -162,7 +162,7 @@ def _arguments(x: ScanInputs, table: Clocks) -> tuple[list[Tensor], list[int]]:
 
 
 def _constants(x: ScanInputs, table: Clocks, tuned: Tuning) -> dict[str, Any]:
-    n = max(16, triton.next_power_of_2(x.d_state))
+    n = max(16, next_power_of_2(x.d_state))
     return {
         "KIND": table.kind, "GAIN": table.gain is not None, "COUNT": table.count is not None,
         "BLOCK": table.block, "SMALL": tuned.small, "N": n, "STEP": min(n, tuned.step), "PRECISION": tuned.precision,

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..inputs import ScanInputs
 from . import walk_backward_kernels as kernels
 from .device import on_its_device
+from .rounding import cdiv, next_power_of_2
 
 __all__ = ["EVERY", "Plan", "backward", "plan"]
 
@@ -75,17 +75,17 @@ def _unit(x: ScanInputs) -> int:
 
 def plan(x: ScanInputs, every: int, listed: bool = False) -> Plan:
     """The cut for these shapes, given states every ``every`` steps; ``listed``: gradients of states at listed times."""
-    n = triton.next_power_of_2(x.d_state)
+    n = next_power_of_2(x.d_state)
     unit = _unit(x)
     lanes = min(n, max(4, min(n // _STATES, 32)))
-    heads = min(32 // lanes, triton.next_power_of_2(unit))
+    heads = min(32 // lanes, next_power_of_2(unit))
     lanes = min(n, 32 // heads)
     states = n // lanes
-    per_thread = max(1, min(2, _TILE // states, triton.next_power_of_2(triton.cdiv(unit, heads))))
+    per_thread = max(1, min(2, _TILE // states, next_power_of_2(cdiv(unit, heads))))
     steps = math.gcd(every, min(_STEPS, max(1, _HELD // (states * per_thread * max(1, states // 8)))))
-    blocks = x.batch * (x.n_heads // unit) * triton.cdiv(unit, heads * per_thread)
+    blocks = x.batch * (x.n_heads // unit) * cdiv(unit, heads * per_thread)
     segment = max(_SHORTEST, x.length * blocks // _PROGRAMS)
-    cut = Plan(per_thread, states, heads, lanes, 1, steps, triton.cdiv(segment, steps) * steps)
+    cut = Plan(per_thread, states, heads, lanes, 1, steps, cdiv(segment, steps) * steps)
     plain = x.A is not None and x.reset is None and x.initial is None and not listed
     return cut._replace(registers=_REGISTERS if plain and n <= 16 and _fills(x, unit, cut) else 0)
 
@@ -156,9 +156,9 @@ class _Work:
         self.cut = cut = cut or plan(x, every, listed=self.slots is not None)
         self.boundaries, self.n_bounds, self.every = boundaries, n_bounds, every
         self.unit = _unit(x)
-        self.blocks = triton.cdiv(self.unit, cut.heads * cut.per_thread)  # of one unit
+        self.blocks = cdiv(self.unit, cut.heads * cut.per_thread)  # of one unit
         self.n_blocks = self.blocks * (x.n_heads // self.unit)
-        self.n_segments = triton.cdiv(x.length, cut.segment)
+        self.n_segments = cdiv(x.length, cut.segment)
 
     def run(self) -> dict[str, Tensor]:
         entering = self._entering() if self.n_segments > 1 else self.dfinal
@@ -219,7 +219,7 @@ class _Work:
         kernels.local_ends[(self.n_blocks, self.n_segments, b)](ends_ptr=ends, decays_ptr=decays, **self._shared())
         block = 128
         final = None if self.dfinal is None else self.dfinal.contiguous()
-        kernels.carry[(triton.cdiv(h * n, block), b)](
+        kernels.carry[(cdiv(h * n, block), b)](
             ends, decays, final, self.n_segments, h * n, FINAL=final is not None, BLOCK=block, num_warps=block // 32
         )
         return ends
@@ -289,8 +289,8 @@ def _add_up(parts: Tensor) -> Tensor:
     if count == 1:
         return parts[:, 0]
     out = parts.new_empty(outer, size)
-    rows, block = min(16, triton.next_power_of_2(count)), 64
-    kernels.add_up[(triton.cdiv(size, block) * outer,)](parts, out, count, size, ROWS=rows, BLOCK=block, num_warps=4)
+    rows, block = min(16, next_power_of_2(count)), 64
+    kernels.add_up[(cdiv(size, block) * outer,)](parts, out, count, size, ROWS=rows, BLOCK=block, num_warps=4)
     return out
 
 

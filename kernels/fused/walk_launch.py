@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..inputs import ScanInputs
 from .device import on_its_device
+from .rounding import cdiv, next_power_of_2
 from .walk_kernel import walk_kernel
 from .walk_plan import Plan
 from .walk_token import ENDS, EVERY, LISTED, NONE, RESUME, WHOLE, Cut
@@ -78,22 +79,24 @@ def launch(
     # The window of tokens that wait has to fit into the sequence. An erase couples the numbers of a state, so that a
     # segment's decay would be a matrix.
     plan = plan._replace(ahead=min(plan.ahead, 1 << t.bit_length() - 1), segments=1 if x.has_erase else plan.segments)
-    per_segment = triton.cdiv(triton.cdiv(t, plan.segments), plan.ahead) * plan.ahead
-    segments = triton.cdiv(t, per_segment)
+    per_segment = cdiv(cdiv(t, plan.segments), plan.ahead) * plan.ahead
+    segments = cdiv(t, per_segment)
     final = torch.empty(b, h, p, n, **make)
     ends, decays = torch.empty(2, b, segments - 1, h, p, n, **make) if segments > 1 else (final, final)
     count = t // every if every else len(picks or ())
     states = None if every is None and picks is None else torch.empty(b, count, h, p, n, **make)
     listed = bool(picks)
     slots = _slots(picks or (), t, x.value.device) if listed else final
-    arguments = _arguments(x, extras) | {
+    pieces = _pieces(x, extras)
+    form = Form._make(None if z is None else Piece(z.shape, z.stride()) for z in pieces.values())
+    arguments = {f"{name}_ptr": x.value if z is None else z for name, z in pieces.items()} | _numbers(form) | {
         "slot_ptr": slots, "y_ptr": _or(y, final), "final_ptr": final, "states_ptr": _or(states, final),
         "norm_ptr": _or(norm, final), "kept_ptr": _or(kept, final), "end_ptr": ends, "decay_ptr": decays,
         "length": t, "segments": segments, "per_segment": per_segment,
         "every": every or 1, "picks": count,
     }  # fmt: skip
-    cut = _cut(x, extras, plan)
-    blocks = triton.cdiv(h * p, plan.rows)
+    cut = _cut(form, extras.softplus, plan)
+    blocks = cdiv(h * p, plan.rows)
     if segments > 1:
         first = cut._replace(SKIP=False, GATE=False, PASS=ENDS.value)
         walk_kernel[(blocks, b * (segments - 1))](**arguments, F=first, num_warps=plan.warps)
@@ -114,53 +117,85 @@ def _or(buffer: Tensor | None, other: Tensor) -> Tensor:
     return other if buffer is None else buffer
 
 
-def _cut(x: ScanInputs, extras: Extras, plan: Plan) -> Cut:
-    """What the kernel is compiled for, before anything is written."""
-    (_, t, h, p), n, H = x.value.shape, x.d_state, plan.rows
-    width = triton.next_power_of_2(n)
+class Piece(NamedTuple):
+    """Of a tensor what a launch needs besides its address."""
 
-    def shared(*directions: Tensor | None) -> int:
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class Form(NamedTuple):
+    """The pieces that a walk reads, by the names that the kernel knows them by; None where one is absent."""
+
+    x: Piece
+    dt: Piece | None
+    a: Piece | None
+    log: Piece | None
+    write: Piece
+    read: Piece
+    seen: Piece | None
+    cut: Piece | None
+    reset: Piece | None
+    initial: Piece | None
+    bias: Piece | None
+    skip: Piece | None
+    gate: Piece | None
+
+
+_AXES = ("bthp", "bth", "hn", "bthn", "btgn", "btgn", "btgn", "btgn", "bt", "bhpn", "h", "h", "bth")
+
+
+def _pieces(x: ScanInputs, extras: Extras) -> dict[str, Tensor | None]:
+    """In the order of `Form`."""
+    return {
+        "x": x.value, "dt": x.dt, "a": x.A, "log": x.log_decay, "write": x.write, "read": x.read,
+        "seen": x.erase_read, "cut": x.erase_write,
+        "reset": None if x.reset is None else x.reset.view(torch.uint8), "initial": x.initial,
+        "bias": extras.bias, "skip": extras.skip, "gate": extras.gate,
+    }  # fmt: skip
+
+
+# A model calls the same few forms over and over, and working one out again takes longer than looking it up.
+@lru_cache(maxsize=1024)
+def _cut(form: Form, softplus: bool, plan: Plan) -> Cut:
+    """What the kernel is compiled for, before anything is written."""
+    (_, t, h, p), n, H = form.x.shape, form.write.shape[3], plan.rows
+    width = next_power_of_2(n)
+
+    def shared(*directions: Piece | None) -> int:
         """1 where no program's rows belong to two groups of one of these directions."""
         per_group = [h // z.shape[2] * p for z in directions if z is not None]
         return 1 if all(per % H == 0 or per == h * p for per in per_group) else H
 
-    def step(tensor: Tensor | None) -> int:
-        return 0 if tensor is None else tensor.stride(1)
+    def step(piece: Piece | None) -> int:
+        return 0 if piece is None else piece.stride[1]
 
-    decay = x.log_decay if x.A is None else x.A
+    decay = form.log if form.a is None else form.a
     assert decay is not None
     return Cut(
         P=p, n=n, H=H, N=width, U=plan.ahead, rows=h * p,
         HEADS=1 if p % H == 0 or h == 1 else H,
-        WRITES=shared(x.write), READS=shared(x.read), ERASES=shared(x.erase_read, x.erase_write),
+        WRITES=shared(form.write), READS=shared(form.read), ERASES=shared(form.seen, form.cut),
         FULL_R=h * p % H == 0, FULL_N=width == n, EVEN=t % plan.ahead == 0,
-        DT=x.dt is not None, FACTORED=x.A is not None, PER_STATE=n > 1 and decay.shape[-1] == n,
-        RESET=x.reset is not None, ERASE=x.has_erase, INITIAL=x.initial is not None,
-        BIAS=extras.bias is not None, SOFTPLUS=extras.softplus,
-        SKIP=extras.skip is not None, GATE=extras.gate is not None,
-        x_t=step(x.value), dt_t=step(x.dt), log_t=step(x.log_decay), write_t=step(x.write), read_t=step(x.read),
-        seen_t=step(x.erase_read), cut_t=step(x.erase_write), gate_t=step(extras.gate), reset_t=step(x.reset),
+        DT=form.dt is not None, FACTORED=form.a is not None, PER_STATE=n > 1 and decay.shape[-1] == n,
+        RESET=form.reset is not None, ERASE=form.seen is not None, INITIAL=form.initial is not None,
+        BIAS=form.bias is not None, SOFTPLUS=softplus,
+        SKIP=form.skip is not None, GATE=form.gate is not None,
+        x_t=step(form.x), dt_t=step(form.dt), log_t=step(form.log), write_t=step(form.write), read_t=step(form.read),
+        seen_t=step(form.seen), cut_t=step(form.cut), gate_t=step(form.gate), reset_t=step(form.reset),
     )  # fmt: skip
 
 
-def _arguments(x: ScanInputs, extras: Extras) -> dict[str, Any]:
-    """Pointers, their strides but that of time, and rows of a group; an absent piece points at the value."""
-    h, p = x.value.shape[2:]
-    reset = None if x.reset is None else x.reset.view(torch.uint8)
-    pieces = {
-        "x": (x.value, "bthp"), "dt": (x.dt, "bth"), "a": (x.A, "hn"), "log": (x.log_decay, "bthn"),
-        "write": (x.write, "btgn"), "read": (x.read, "btgn"),
-        "seen": (x.erase_read, "btgn"), "cut": (x.erase_write, "btgn"),
-        "reset": (reset, "bt"), "initial": (x.initial, "bhpn"),
-        "bias": (extras.bias, "h"), "skip": (extras.skip, "h"), "gate": (extras.gate, "bth"),
-    }  # fmt: skip
-    found: dict[str, Any] = {}
-    for name, (tensor, axes) in pieces.items():
-        found[f"{name}_ptr"] = x.value if tensor is None else tensor
-        strides = [0] * len(axes) if tensor is None else tensor.stride()
-        found |= {f"{name}_{axis}": stride for axis, stride in zip(axes, strides) if axis != "t"}
-    for name in ("write", "read", "seen", "cut"):
-        found[f"{name}_rows"] = h // found[f"{name}_ptr"].shape[2] * p
+@lru_cache(maxsize=1024)
+def _numbers(form: Form) -> dict[str, int]:
+    """Strides but that of time, 0 for an absent piece, and rows of a group."""
+    h, p = form.x.shape[2:]
+    found: dict[str, int] = {}
+    for name, piece, axes in zip(Form._fields, form, _AXES, strict=True):
+        strides = [0] * len(axes) if piece is None else piece.stride
+        found |= {f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True) if axis != "t"}
+    for name, piece in (("write", form.write), ("read", form.read), ("seen", form.seen), ("cut", form.cut)):
+        found[f"{name}_rows"] = (h // piece.shape[2] if piece is not None else 1) * p
     return found
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import triton
-
 from ..inputs import ScanInputs
+from .rounding import cdiv, next_power_of_2
 
 __all__ = ["Plan", "choose"]
 
@@ -46,21 +45,21 @@ def choose(x: ScanInputs, *, gate: bool = False) -> Plan:
     every scheduler are halved, but where segments would make at least four times as many, time is cut instead: two
     walks over a quarter of the tokens beat one over all.
     """
-    n = triton.next_power_of_2(x.d_state)
+    n = next_power_of_2(x.d_state)
     channels = x.n_heads * x.head_dim
     batch = max(1, x.batch)
     if x.head_dim == 1 and 4 <= n <= 16 and not x.has_erase:
         return _measured(x, n, channels, batch, gate)
     warps = max(1, n // 256)
     each = 4 if x.head_dim == 1 else 16 if x.has_erase or _per_state(x) else 32
-    rows = min(max(1, 32 * warps * each // n), triton.next_power_of_2(channels))
+    rows = min(max(1, 32 * warps * each // n), next_power_of_2(channels))
     divides = x.head_dim & -x.head_dim
     if x.head_dim > 1:
         # Channels of one head, whose dt and decay are loaded once; few where they cannot be.
         rows = min(rows, divides if divides * n >= 32 else max(1, 128 // n))
-    while rows * n > 256 * warps and triton.cdiv(channels, rows) * batch < SCHEDULERS:
+    while rows * n > 256 * warps and cdiv(channels, rows) * batch < SCHEDULERS:
         rows //= 2
-    programs = triton.cdiv(channels, rows) * batch
+    programs = cdiv(channels, rows) * batch
     segments = 1
     if programs < SCHEDULERS and not x.has_erase:
         room = min(SCHEDULERS // programs, x.length // SHORTEST)
@@ -73,10 +72,10 @@ def choose(x: ScanInputs, *, gate: bool = False) -> Plan:
 
 def _measured(x: ScanInputs, n: int, channels: int, batch: int, gate: bool) -> Plan:
     """Long walks in segments with 8 numbers a thread; else 4 numbers where that fills the chip, and 2 where not."""
-    most = triton.next_power_of_2(channels)
-    programs = triton.cdiv(channels, 256 // n) * batch
+    most = next_power_of_2(channels)
+    programs = cdiv(channels, 256 // n) * batch
     if x.length >= LONG and programs < SCHEDULERS:
-        segments = triton.next_power_of_2(triton.cdiv(PROGRAMS, programs))
+        segments = next_power_of_2(cdiv(PROGRAMS, programs))
         rows = min(256 // n, most)
         return Plan(rows, 1, min(8, _ahead(x, rows, 1, gate)), min(segments, x.length // SHORTEST))
     if programs * 2 >= PROGRAMS:
@@ -93,7 +92,7 @@ def _per_state(x: ScanInputs) -> bool:
 
 def _ahead(x: ScanInputs, rows: int, warps: int, gate: bool) -> int:
     """As many tokens as fit into the registers: a load takes as long as 10 to 20 tokens."""
-    n = triton.next_power_of_2(x.d_state)
+    n = next_power_of_2(x.d_state)
     numbers = max(1, rows * n // (32 * warps))  # of a thread's part of the tile
     across = min(numbers, max(4, n // (32 * warps)), n)  # of one channel
     down = max(1, numbers // across)  # channels

@@ -146,7 +146,10 @@ def test_views_are_read_as_they_are(p: int):
         reset=torch.stack([x.reset, ~x.reset], 1)[:, 0],
     )
     for found, true in zip(walk.forward(strided, "all"), straight):
-        assert torch.equal(found, true)
+        # On a GPU other strides are another program, which may add up in another order.
+        torch.testing.assert_close(
+            found, true, rtol=0 if DEVICE == "cpu" else 1e-6, atol=0 if DEVICE == "cpu" else 1e-6
+        )
 
 
 @pytest.mark.parametrize("p", [1, 3])
