@@ -46,7 +46,7 @@ def dense(inputs: ScanInputs, heads: slice | Sequence[int] | None = None, *, imp
         ValueError: no head chosen, one that does not exist, or an ``impl`` that cannot run.
     """
     chosen = _heads(inputs, heads)
-    if _on_triton(impl, inputs):
+    if _on_triton(impl, inputs, "tiles"):
         from .fused import tiles as fused
 
         return fused.dense(inputs if chosen is None else inputs.take_heads(chosen))
@@ -71,7 +71,7 @@ def row(inputs: ScanInputs, t: int, *, impl: str = "auto") -> Tensor:
         ValueError: t is outside the sequence, or an ``impl`` that cannot run.
     """
     t = _position(inputs, t)
-    if _on_triton(impl, inputs):
+    if _on_triton(impl, inputs, "lines"):
         from .fused import lines
 
         return lines.row(inputs, t)
@@ -89,7 +89,7 @@ def column(inputs: ScanInputs, s: int, *, impl: str = "auto") -> Tensor:
         ValueError: s is outside the sequence, or an ``impl`` that cannot run.
     """
     s = _position(inputs, s)
-    if _on_triton(impl, inputs):
+    if _on_triton(impl, inputs, "lines"):
         from .fused import lines
 
         return lines.column(inputs, s)
@@ -162,7 +162,7 @@ def reduce(inputs: ScanInputs, how: str, heads: slice | Sequence[int] | None = N
     if how not in REDUCTIONS:
         raise ValueError(f"how is one of {', '.join(REDUCTIONS)}, got {how!r}")
     chosen = _heads(inputs, heads)
-    if _on_triton(impl, inputs):
+    if _on_triton(impl, inputs, "reduce"):
         from .fused import tiles as fused
 
         return fused.reduce(inputs if chosen is None else inputs.take_heads(chosen), how)
@@ -202,15 +202,16 @@ def distance(inputs: ScanInputs, rows: Sequence[int] | None = None, *, impl: str
         ValueError: a row outside the sequence.
     """
     picked = None if rows is None else [_position(inputs, t) for t in rows]
-    if _on_triton(impl, inputs):
+    few = picked is not None and len(picked) * 8 <= inputs.length
+    if _on_triton(impl, inputs, "lines" if few else "tiles"):
         from .fused import lines
         from .fused import tiles as fused
 
-        if picked is not None and len(picked) * 8 <= inputs.length:
+        if picked is not None and few:
             return lines.distance(inputs, picked)
         every = fused.distance(inputs)
         return every if picked is None else every[..., picked]
-    if picked is not None and not inputs.has_erase and len(picked) * 8 <= inputs.length:
+    if picked is not None and few and not inputs.has_erase:
         found = [attention_lines.distance(inputs, t) for t in picked]
         shape = (inputs.batch, inputs.n_heads, 0)
         return torch.stack(found, -1) if found else inputs.value.new_zeros(shape, dtype=inputs.dtype)
@@ -271,11 +272,14 @@ def topk(inputs: ScanInputs, k: int, rows: Sequence[int] | None = None) -> tuple
     return attention_mass.topk(inputs, k, _rows(inputs, rows), lambda t: row(inputs, t))
 
 
-def _on_triton(impl: str, inputs: ScanInputs) -> bool:
-    """Whether a fused kernel does it: they take no delta rule and record no gradient."""
+def _on_triton(impl: str, inputs: ScanInputs, work: str) -> bool:
+    """Whether a fused kernel does this work: they take no delta rule and record no gradient."""
     if impl == "naive":
         raise ValueError("impl of attention is one of auto, chunked, triton: naive.attention is the loop")
-    if resolve(impl, inputs) != "triton" or inputs.has_erase or not inputs.length or not inputs.n_heads:
+    if inputs.has_erase or not inputs.length or not inputs.n_heads:
+        resolve(impl, inputs)  # refuses what cannot run
+        return False
+    if resolve(impl, inputs, work=work) != "triton":
         return False
     recorded = torch.is_grad_enabled() and any(z.requires_grad for z in inputs.tensors().values())
     if recorded and impl == "triton":

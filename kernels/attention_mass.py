@@ -132,7 +132,7 @@ def row_blocks(x: ScanInputs, wanted: Sequence[int], line: LineOf) -> list[Calla
         return [partial(_walked, *block, wanted) for block in _erasing_blocks(x.cast())]
     if len(wanted) * _FEW <= x.length:
         return [partial(_single, x, wanted, line)]
-    if resolve("auto", x) == "triton":
+    if resolve("auto", x, work="tiles") == "triton":
         return [partial(_fused, x, wanted)]
     return [partial(_tiled, *block, wanted) for block in head_blocks(x.cast())]
 

@@ -16,11 +16,17 @@ __all__ = ["IMPLS", "resolve"]
 IMPLS = ("auto", "naive", "chunked", "triton")
 
 
-def resolve(impl: str, inputs: ScanInputs, precision: str = "float32") -> str:
+def resolve(impl: str, inputs: ScanInputs, precision: str = "float32", work: str = "scan") -> str:
     """``impl`` itself, or what "auto" means here: "triton" for CUDA tensors in float32 or less, else "chunked".
 
-    Before their first use on a device, and those on matrix units before their first use at these sizes, the kernels
-    are checked there (`fused.selfcheck`); where they fail, "auto" warns and means "chunked".
+    Before the kernels do a kind of work for the first time on a device, and those on matrix units before their first
+    use at these sizes, they are checked there (`fused.selfcheck`); where they fail, "auto" warns and means "chunked".
+
+    Args:
+        impl: one of `IMPLS`.
+        inputs: the recurrence.
+        precision: of matrix products.
+        work: one of `fused.selfcheck.WORK`, what is about to be done.
 
     Raises:
         ValueError: unknown ``impl``, or "triton" where it cannot run or failed that check.
@@ -29,14 +35,14 @@ def resolve(impl: str, inputs: ScanInputs, precision: str = "float32") -> str:
         raise ValueError(f"impl is one of {', '.join(IMPLS)}, got {impl!r}")
     if impl == "auto":
         fits = inputs.value.is_cuda and _has_triton() and _refusal(inputs) is None
-        return "triton" if fits and _trusted(inputs, precision) else "chunked"
+        return "triton" if fits and _trusted(inputs, precision, work) else "chunked"
     if impl == "triton":
         if not _has_triton():
             raise ValueError("impl='triton' needs the package triton, which is not installed: use impl='chunked'")
         reason = _refusal(inputs)
         if reason is not None:
             raise ValueError(f"impl='triton' {reason}")
-        if inputs.value.is_cuda and not _trusted(inputs, precision):
+        if inputs.value.is_cuda and not _trusted(inputs, precision, work):
             raise ValueError("impl='triton' failed the check of its kernels on this device: use impl='chunked'")
     return impl
 
@@ -47,25 +53,22 @@ def _refusal(inputs: ScanInputs) -> str | None:
     return dispatch.refusal(inputs)
 
 
-def _trusted(inputs: ScanInputs, precision: str = "float32") -> bool:
-    """Whether the kernels passed their check on this device and at these sizes; says so once when they did not."""
+def _trusted(inputs: ScanInputs, precision: str, work: str) -> bool:
+    """Whether the kernels passed their checks on this device; says so once when they did not."""
     from .fused import selfcheck
 
-    device = inputs.value.device
-    if not _passed(device, None):
-        return False
-    sizes = selfcheck.sizes(inputs, precision)
-    return sizes is None or _passed(device, sizes)
+    return all(_passed(inputs.value.device, check) for check in selfcheck.needed(inputs, work, precision))
 
 
 @cache
-def _passed(device: torch.device, sizes: Any) -> bool:
+def _passed(device: torch.device, check: Any) -> bool:
     from .fused import selfcheck
 
-    complaint = selfcheck.complaint(device) if sizes is None else selfcheck.complaint_at(device, sizes)
+    ask = selfcheck.complaint_at if isinstance(check, selfcheck.Sizes) else selfcheck.complaint_about
+    complaint = ask(device, check)
     if complaint is not None:
-        where = "" if sizes is None else f" for {sizes.heads} heads of {sizes.channels} channels, {sizes.states} states"
-        warnings.warn(f"Triton's kernels are not used on {device}{where}: {complaint}", RuntimeWarning, stacklevel=5)
+        text = f"Triton's kernels are not used on {device} for {check}: {complaint}"
+        warnings.warn(text, RuntimeWarning, stacklevel=5)
     return complaint is None
 
 

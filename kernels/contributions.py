@@ -23,7 +23,7 @@ from .backend import resolve
 from .contribution_tiles import Terms, tiles
 from .inputs import expand_groups
 
-__all__ = ["Terms", "alti", "diagonal", "norms", "total", "vectors"]
+__all__ = ["Terms", "alti", "diagonal", "norms", "norms_by", "total", "vectors"]
 
 
 def norms(terms: Terms, p: float = 2, rows: Sequence[int] | None = None, *, impl: str = "auto") -> Tensor:
@@ -41,6 +41,11 @@ def norms(terms: Terms, p: float = 2, rows: Sequence[int] | None = None, *, impl
     """
     if not p >= 1:
         raise ValueError(f"p is at least 1, got {p}")
+    return norms_by(_fused(impl, terms), terms, p, rows)
+
+
+def norms_by(kernels: ModuleType | None, terms: Terms, p: float = 2, rows: Sequence[int] | None = None) -> Tensor:
+    """As `norms`, by the kernels of `fused.contributions` or, with None, by PyTorch."""
     weight = terms.weight.detach().to(terms.inputs.dtype)
     if p == 2 and weight.shape[0] > weight.shape[1]:
         # An orthogonal factor does not change lengths: e rows are enough.
@@ -49,7 +54,7 @@ def norms(terms: Terms, p: float = 2, rows: Sequence[int] | None = None, *, impl
     def measure(product: Tensor, row: Tensor) -> Tensor:
         return torch.linalg.vector_norm(product, ord=p, dim=0)
 
-    return _by_tiles(terms, weight, rows, measure, impl)
+    return _by_tiles(terms, weight, rows, measure, kernels)
 
 
 def alti(
@@ -80,7 +85,7 @@ def alti(
         return goal.abs().sub(product.sub_(goal).abs_()).sum(0).clamp_(min=0)
 
     output = output.detach().to(terms.inputs.dtype)
-    nearer = _by_tiles(terms, weight, rows, measure, impl, output)
+    nearer = _by_tiles(terms, weight, rows, measure, _fused(impl, terms), output)
     if own is not None:
         picked = _rows(terms, rows)
         goal = output[:, picked]
@@ -138,13 +143,13 @@ def _by_tiles(
     weight: Tensor,
     rows: Sequence[int] | None,
     measure: Callable[[Tensor, Tensor], Tensor],
-    impl: str,
+    fused: ModuleType | None,
     beside: Tensor | None = None,
 ) -> Tensor:
     """``measure`` of every tile's product (d, rows, columns) and the rows of ``beside`` (rows, d), put together."""
     picked = _rows(terms, rows)
     out = weight.new_zeros(terms.inputs.batch, len(picked), terms.inputs.length)
-    fused, product, count = _fused(impl, terms), _product, weight.shape[0]
+    product, count = _product, weight.shape[0]
     if fused is not None:
         weight, product = fused.weight_planes(weight), fused.product
     for tile in tiles(terms, picked, count, fused):
@@ -158,7 +163,7 @@ def _fused(impl: str, terms: Terms) -> ModuleType | None:
     """The kernels that make operands, or None where PyTorch does."""
     if impl == "naive":
         raise ValueError("contributions have no impl='naive': choose 'auto', 'chunked' or 'triton'")
-    if resolve(impl, terms.inputs) != "triton":
+    if resolve(impl, terms.inputs, work="contributions") != "triton":
         return None
     from .fused import contributions as kernels
 

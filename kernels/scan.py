@@ -65,7 +65,7 @@ def states(inputs: ScanInputs, at: Iterable[int] | Tensor | None = None, *, impl
     Raises:
         ValueError: unknown ``impl``, "triton" where it cannot run, or a position outside the sequence.
     """
-    chosen = resolve(impl, inputs)
+    chosen = resolve(impl, inputs, work="states")
     positions = None if at is None else _positions(at, inputs.length)
     if chosen == "triton":
         from .fused import dispatch
@@ -100,7 +100,7 @@ def stream_statistics(inputs: ScanInputs, *, impl: str = "auto") -> Iterator[tup
 
     Beyond the inputs only one stretch is held: at most 2 ** 25 numbers on a GPU, of states or of sums of their squares.
     """
-    return blocks(inputs, resolve(impl, inputs))
+    return blocks(inputs, resolve(impl, inputs, work="norms"))
 
 
 def _positions(at: Iterable[int] | Tensor, length: int) -> list[int]:

@@ -195,7 +195,7 @@ def test_fused_row_blocks_say_the_same(budget: int, monkeypatch: pytest.MonkeyPa
     x = make(Case(t=20, decay="dt*A state", h=3, g=1, b=1), torch.float32)
     rows = [*range(0, 20, 3), 19]
     expected = [attention.quantile(x, SHARES, rows), *attention.topk(x, 3, rows)]
-    monkeypatch.setattr(attention_mass, "resolve", lambda impl, x: "triton")
+    monkeypatch.setattr(attention_mass, "resolve", lambda impl, x, work: "triton")
     monkeypatch.setattr(attention_mass, "_CPU_BLOCK", budget)
     monkeypatch.setattr(attention_mass, "_GPU_BLOCK", budget)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -111,38 +112,93 @@ def test_attention_through_the_public_functions(case: Case) -> None:
     assert relative_error(attention.distance(moved, [2, -1], impl="triton").cpu(), distance[..., [2, -1]]) < 4 * tol
 
 
-def test_kernels_are_checked_before_auto_relies_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """Checks of the device that earlier tests made, and these, are forgotten."""
+    caches = (selfcheck.complaint_about, selfcheck.complaint_at, backend._passed)
+    for each in caches:
+        each.cache_clear()
+    yield
+    for each in caches:
+        each.cache_clear()
+
+
+@pytest.mark.parametrize("family", selfcheck.FAMILIES)
+def test_every_kind_of_work_passes_its_check(family: str, forgetful: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = selfcheck._cases()[family]
+    short = x.slice(0, 9).select_heads(slice(0, 2)) if x.head_dim == 1 else x.slice(0, 9)
+    monkeypatch.setattr(selfcheck, "_cases", lambda: {family: short})
+    assert selfcheck._family(x) == selfcheck._family(short) == family
+    assert selfcheck.complaint(torch.device(DEVICE)) is None
+
+
+def test_only_what_is_about_to_run_is_checked() -> None:
+    one, many, erasing = (
+        make(Case(t=3, h=2, p=p, g=1, n=4, decay=decay, erase=erase, b=1), torch.float32)
+        for p, decay, erase in ((1, "dt*A state", False), (8, "dt*A head", False), (8, "dt*A head", True))
+    )
+    recorded = one.replace(value=one.value.clone().requires_grad_())
+
+    def asked(*arguments: Any) -> list[str]:
+        return [str(check) for check in selfcheck.needed(*arguments)]
+
+    first = "of recurrences with one channel per head"
+    assert asked(one) == [f"the outputs {first}"]
+    assert asked(recorded) == [f"the outputs {first}", f"the gradients {first}"]
+    assert asked(recorded, "lines") == [f"the rows of attention {first}"]
+    assert asked(many) == ["2 heads of 8 channels, 4 states"]
+    assert asked(many, "states") == [
+        "the states of recurrences with one decay per head",
+        "2 heads of 8 channels, 4 states",
+    ]
+    assert asked(many, "norms") == ["the norms of states of recurrences with one decay per head"]
+    assert asked(erasing.replace(value=erasing.value.clone().requires_grad_())) == [
+        "the outputs of recurrences with a delta rule"
+    ]
+
+
+@pytest.mark.parametrize("work", list(selfcheck.WORK))
+def test_wrong_kernels_are_not_used(work: str, forgetful: None, monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device(DEVICE)
-    selfcheck.complaint.cache_clear()
-    backend._passed.cache_clear()
-    monkeypatch.setattr(selfcheck, "_cases", lambda: [make(Case(t=5, h=2, p=1, g=1, b=1), torch.float32)])
-    assert selfcheck.complaint(device) is None
-    right = dispatch.run
+    right = selfcheck._pairs
+    short = {selfcheck.FAMILIES[0]: make(Case(t=5, h=2, p=1, g=1, b=1), torch.float32)}
+    monkeypatch.setattr(selfcheck, "_cases", lambda: short)
+    check = selfcheck.Check(selfcheck.FAMILIES[0], work)
+
+    def nearly(*arguments: Any) -> list[tuple[Tensor, Tensor]]:
+        return [(a * 1.01, b) for a, b in right(*arguments)]
+
+    def unknown(*arguments: Any) -> list[tuple[Tensor, Tensor]]:
+        return [(a * float("nan"), b) for a, b in right(*arguments)]
+
+    def broken(*arguments: Any) -> list[tuple[Tensor, Tensor]]:
+        raise ZeroDivisionError("no registers")
+
     for wrong, sentence in (
-        (lambda x, precision="float32": (right(x)[0] * 1.01, right(x)[1]), "differ from PyTorch's by"),
-        (lambda x, precision="float32": 1 / 0, "ZeroDivisionError"),
+        (nearly, "differ from PyTorch's by 1.0e-02"),
+        (unknown, "by nan"),
+        (broken, "Zero.*no registers"),
     ):
-        monkeypatch.setattr(dispatch, "run", wrong)
-        selfcheck.complaint.cache_clear()
+        monkeypatch.setattr(selfcheck, "_pairs", wrong)
+        selfcheck.complaint_about.cache_clear()
         backend._passed.cache_clear()
-        with pytest.warns(RuntimeWarning, match=f"are not used on {device}: .*{sentence}"):
-            assert not backend._passed(device, None)
-        assert not backend._passed(device, None)  # and says so once
-    selfcheck.complaint.cache_clear()
-    backend._passed.cache_clear()
+        with pytest.warns(RuntimeWarning, match=f"are not used on {device} for the .* with one channel.*{sentence}"):
+            assert not backend._passed(device, check)
+        assert not backend._passed(device, check)  # and says so once
 
 
 @pytest.mark.parametrize(("decay", "gradients"), [("dt*A head", True), ("log head", False)])
-def test_matrix_units_are_checked_at_each_size(decay: str, gradients: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matrix_units_are_checked_at_each_size(
+    decay: str, gradients: bool, forgetful: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = make(Case(t=3, h=2, p=8, g=1, n=4, decay=decay, b=1), torch.float32)
     x = x.replace(value=x.value.requires_grad_(gradients))
     monkeypatch.setattr(selfcheck, "TOKENS", 5)
-    device, of = torch.device(DEVICE), selfcheck.sizes(x, "float32")
-    assert of is not None
+    device, (of,) = torch.device(DEVICE), selfcheck.needed(x)
+    assert isinstance(of, selfcheck.Sizes)
     assert (of.channels, of.states, of.gradients) == (8, 4, gradients)
-    assert selfcheck.sizes(make(Case(t=3, h=2, p=1, g=1), torch.float32), "float32") is None  # a walk
-    assert selfcheck.complaint_at.__wrapped__(device, of) is None
-    assert selfcheck.complaint_at.__wrapped__(device, of._replace(value=torch.bfloat16, precision="bfloat16")) is None
+    assert selfcheck.complaint_at(device, of) is None
+    assert selfcheck.complaint_at(device, of._replace(value=torch.bfloat16, precision="bfloat16")) is None
     right = dispatch.run
 
     def wrong(x: ScanInputs, precision: str = "float32") -> tuple[Tensor, Tensor]:
@@ -150,9 +206,6 @@ def test_matrix_units_are_checked_at_each_size(decay: str, gradients: bool, monk
         return y, final * 1.01
 
     monkeypatch.setattr(dispatch, "run", wrong)
-    monkeypatch.setattr(backend, "_has_triton", lambda: True)
     selfcheck.complaint_at.cache_clear()
     with pytest.warns(RuntimeWarning, match=f"on {device} for 2 heads of 8 channels, 4 states: .*differ"):
         assert not backend._passed(device, of)
-    backend._passed.cache_clear()
-    selfcheck.complaint_at.cache_clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 import torch
@@ -194,14 +195,15 @@ def test_other_defaults_change_nothing(case: Case) -> None:
 def test_the_check_of_the_device_works_in_any_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first call may come from inference mode, autocast, or a program with other defaults."""
     device = torch.device(DEVICE)
-    small = [z.slice(0, 3).select_heads(slice(0, 2)) for z in selfcheck._cases()[:2]]
+    small = {k: selfcheck._cases()[k].slice(0, 3).select_heads(slice(0, 2)) for k in selfcheck.FAMILIES[:2]}
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        assert all(z.dtype == F32 for x in selfcheck._cases() for z in x.tensors().values())
+        assert all(z.dtype == F32 for x in selfcheck._cases().values() for z in x.tensors().values())
         monkeypatch.setattr(selfcheck, "_cases", lambda: small)
         with torch.inference_mode(), torch.autocast(DEVICE, dtype=torch.bfloat16):
-            assert selfcheck.complaint.__wrapped__(device) is None
+            for family, work in product(small, ("scan", "gradients")):
+                assert selfcheck.complaint_about.__wrapped__(device, selfcheck.Check(family, work)) is None
     finally:
         torch.set_default_dtype(before)
 
@@ -249,7 +251,7 @@ def test_rows_in_blocks_know_groups_that_differ(monkeypatch: pytest.MonkeyPatch)
     """Quantiles from fused row blocks, cut by heads inside a group of write and across groups of read."""
     x = make(Case(t=20, h=6, p=1, g=2, n=3, read_groups=3, decay="dt*A state", b=1), F32)
     true = attention.quantile(x.cast(torch.float64), 0.5)
-    monkeypatch.setattr(attention_mass, "resolve", lambda impl, z: "triton")
+    monkeypatch.setattr(attention_mass, "resolve", lambda impl, z, work: "triton")
     monkeypatch.setattr(attention_mass, "_CPU_BLOCK", 700)
     monkeypatch.setattr(attention_mass, "_GPU_BLOCK", 700)
     assert torch.equal(attention.quantile(on_device(x), 0.5).double().cpu(), true)
