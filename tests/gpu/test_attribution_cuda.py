@@ -28,7 +28,8 @@ pytestmark = [
 ]
 
 CONSERVING = (decompose, relevance)
-METHODS = (*CONSERVING, gradient_x_input, integrated_gradients, feature_ablation, occlusion)
+BY_CAPTUM = (integrated_gradients, feature_ablation, occlusion)
+METHODS = (*CONSERVING, gradient_x_input, *BY_CAPTUM)
 
 
 def texts(name: str) -> list[str]:
@@ -39,6 +40,8 @@ def texts(name: str) -> list[str]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", zoo.names())
 def test_scores_are_those_of_the_cpu(name: str, method: Callable[..., Any], dtype: torch.dtype, limit: float) -> None:
+    if method in BY_CAPTUM:
+        pytest.importorskip("captum")
     ours = method(ssmlens.load(name, device="cuda", dtype=dtype), texts(name))
     truth = method(ssmlens.load(name, dtype=torch.float64), texts(name), target=ours.target.cpu())
     assert ours.scores.is_cuda
@@ -54,6 +57,7 @@ def test_parts_and_draws(name: str) -> None:
     parts = residual_parts(lens, texts(name))
     assert max(parts.error) <= 1e-12
     assert parts.logits().error <= 1e-12
+    pytest.importorskip("captum")
     for method in (smoothgrad, gradient_shap):
         first, second = (method(lens, texts(name), samples=4) for _ in range(2))
         assert torch.equal(first.scores, second.scores)
