@@ -140,7 +140,7 @@ def test_every_kind_of_site_can_be_patched(page: Callable[..., Any]) -> None:
 
 ASKED = {
     "knockout": ("Knockout([1], None, None, PATHS, 'keep')", "PROMPT", "blocked", {"sources": "1"}),
-    "steer": ("StateEdit(1, 10, scale=0.0)", "PROMPT", "edited", {}),
+    "steer": ("StateEdit(1, 9, scale=0.0)", "PROMPT", "edited", {"target": "9 “.”", "read": "next"}),
     "patch": (
         "Patch(PROMPT, ('residual', 1, 1))",
         "PROMPT.replace('7', '4')",
@@ -161,7 +161,7 @@ def test_every_figure_stands_beside_that_of_the_changed_run(page: Callable[..., 
     change, prompt, run, address = ASKED[at]
     names: dict[str, Any] = {**vars(interventions), "PROMPT": PROMPT}
     lens = ssmlens.load(RECALL)
-    found = interventions.observe(lens, eval(prompt, names), eval(change, names))
+    found = interventions.observe(lens, eval(prompt, names), eval(change, names), read=address.get("read", "now"))
     answer = int(lens.trace(PROMPT).logits[0, -1].argmax())
     expected = {
         "map": found.attention(1, "norm"),

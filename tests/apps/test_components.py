@@ -167,6 +167,57 @@ def test_a_pooled_map_reads_exact_values_and_asks_for_its_parts(widget: Any, mat
     assert widget.evaluate("model.state.window") == [0, 0, N]
 
 
+@pytest.mark.browser
+def test_maps_of_one_group_share_a_cursor_until_one_is_gone(browser: Any, matrix: np.ndarray) -> None:
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.set_content(
+        "<div style='display:flex'><p id=m0 style='width:600px'></p><p id=m1 style='width:600px'></p></div>"
+    )
+    code = base64.b64encode(parts("heatmap")["js"].encode()).decode()
+    both = [
+        map_data(matrix, TOKENS, Caption(reduction="mean"), target=9, group="g"),
+        map_data(matrix[:12, :12], TOKENS[:12], Caption(reduction="mean"), target=9, group="g", like=matrix),
+    ]
+    assert both[0]["limit"] == both[1]["limit"]
+    page.evaluate(
+        """async ([code, frame, both]) => {
+          const module = await import(`data:text/javascript;base64,${code}`);
+          window.listening = new Set();
+          const [add, remove] = [document.addEventListener.bind(document), document.removeEventListener.bind(document)];
+          document.addEventListener = (name, f) => (add(name, f), listening.add(f));
+          document.removeEventListener = (name, f) => (remove(name, f), listening.delete(f));
+          window.stops = both.map((data, i) => {
+            const state = { _frame: frame, data, target: 9, source: null };
+            const model = { get: (name) => state[name], on() {}, set() {}, save_changes() {} };
+            return module.default().render({ model, el: document.querySelector(`#m${i}`) });
+          });
+        }""",
+        [code, parts("heatmap")["html"], both],
+    )
+    maps, said = page.locator("canvas[data-drawn]"), page.locator("output")
+
+    def point(t: int, s: int) -> list[str]:
+        cells = json.loads(maps.nth(0).get_attribute("data-cells"))
+        at = {"x": cells["left"] + (s + 0.5) * cells["side"], "y": cells["top"] + (t + 0.5) * cells["side"]}
+        maps.nth(0).hover(position=at)
+        return [text[:8] for text in said.all_inner_texts()]
+
+    assert point(8, 3) == ["Token 8 ", "Token 8 "]
+    assert point(15, 3) == ["Token 15", "Point at"]
+    maps.nth(1).focus()
+    page.keyboard.press("ArrowUp")
+    assert [text[:8] for text in said.all_inner_texts()] == ["Token 8 ", "Token 8 "]
+    # The map that is closed takes its cursor along, and hears no more.
+    assert page.evaluate("listening.size") == 2
+    page.evaluate("stops[1]()")
+    assert page.evaluate("listening.size") == 1
+    assert said.nth(0).inner_text()[:8] == "Point at"
+    left = said.nth(1).inner_text()
+    assert point(5, 2)[0] == "Token 5 "
+    assert said.nth(1).inner_text() == left
+    page.close()
+
+
 def test_the_notebook_widget_follows_its_traits(matrix: np.ndarray) -> None:
     pytest.importorskip("anywidget")
     from ssmlens.apps import notebook
