@@ -15,6 +15,14 @@ function mendNavigation() {
   }
 }
 
+// A view of a model is passed on without the figures that were put aside meanwhile; the page that shows them is not.
+function linked({ href }) {
+  const address = new URL(href);
+  if (address.pathname.endsWith("/report")) return href;
+  address.searchParams.delete("report");
+  return address.href;
+}
+
 export default function ({ parentElement }) {
   const button = parentElement.querySelector(".copy");
   const said = parentElement.querySelector(".said");
@@ -23,7 +31,7 @@ export default function ({ parentElement }) {
   watcher.observe(document.body, { childList: true, subtree: true });
   mendNavigation();
   button.onclick = async () => {
-    const address = window.location.href;
+    const address = linked(window.location);
     clearTimeout(timer);
     try {
       await navigator.clipboard.writeText(address);

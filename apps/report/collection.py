@@ -13,7 +13,7 @@ __all__ = ["draw"]
 NOTES_CHARACTERS = 2000
 """Longest notes: they stand in the address."""
 
-PICTURE_WIDTH = 420
+PICTURE_WIDTH = 600
 """Of a picture on the page, in pixels."""
 
 TITLE = "What the model does"

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from . import palette
 from .caption import Caption
@@ -157,6 +158,7 @@ def half_life_map(half_lives: Mapping[int, Any], caption: Caption | None = None,
     )
     axes.set_yticks(range(len(layers)), [f"layer {k}" for k in layers], fontsize=_SMALL)
     axes.set_xlabel("heads, sorted by half-life within each layer" if ordered else "head", fontsize=_SMALL)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(labelsize=_SMALL)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02, extend="max" if np.isinf(grid).any() else "neither")
     bar.set_label(f"half-life ({unit})", fontsize=_SMALL)

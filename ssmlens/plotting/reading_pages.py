@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -164,10 +165,15 @@ def layer_errors(errors: Mapping[int, float], caption: Caption | None = None) ->
         )
     )
     if caption.tolerance is not None:
-        figure.add_hline(
-            caption.tolerance,
-            line={"width": 1.5, "color": palette.MUTED, "dash": "dash"},
-            annotation={"text": f"tolerance {caption.tolerance:.0e}"},
+        figure.add_hline(caption.tolerance, line={"width": 1.5, "color": palette.MUTED, "dash": "dash"})
+        # On a logarithmic axis a line stands at its value, and an annotation at the value's logarithm.
+        figure.add_annotation(
+            text=f"tolerance {caption.tolerance:.0e}",
+            x=1,
+            xref="paper",
+            y=math.log10(caption.tolerance),
+            yanchor="bottom",
+            showarrow=False,
         )
     figure.update_xaxes(
         title="layer", type="category", categoryorder="array", categoryarray=[str(layer) for layer in errors]

@@ -31,6 +31,17 @@ def visit(view: Any, link: str) -> Any:
     return page
 
 
+def copied(page: Any) -> str:
+    """What “Copy link” copies."""
+    from playwright.sync_api import expect
+
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy link to this view").click()
+    expect(page.locator("output.said")).to_have_text("Link copied.", timeout=WAIT_MS)
+    text: str = page.evaluate("navigator.clipboard.readText()")
+    return text
+
+
 def run(page: Any) -> None:
     page.get_by_role("button", name="Run the study").click(timeout=WAIT_MS)
 
@@ -101,21 +112,20 @@ def test_figures_are_collected_kept_and_taken_away(view: Any, browser: Any, page
     from playwright.sync_api import expect
 
     view.goto(address(page_url, "states", **TINY))
-    expect(view.get_by_role("heading", name="State norms")).to_be_visible(timeout=WAIT_MS)
-    idle(view)
-    view.get_by_role("button", name="Add to report").last.click()
+    view.locator(".st-key-state_norms_add button").click(timeout=WAIT_MS)
     expect(view.get_by_text("Added: the report now has 1 figure.")).to_be_visible(timeout=WAIT_MS)
     view.reload()
-    expect(view.get_by_role("heading", name="State norms")).to_be_visible(timeout=WAIT_MS)
+    expect(view.locator(".st-key-state_norms_add")).to_be_visible(timeout=WAIT_MS)
     view.get_by_role("link", name="Home", exact=True).click()
-    expect(view.locator(".st-key-verify .js-plotly-plot")).to_be_visible(timeout=WAIT_MS)
-    idle(view)
-    view.get_by_role("button", name="Add to report").last.click()
+    view.locator(".st-key-verify_add button").click(timeout=WAIT_MS)
     expect(view.get_by_text("Added: the report now has 2 figures.")).to_be_visible(timeout=WAIT_MS)
+    assert "report=" in view.url
+    assert "report=" not in copied(view)
     view.get_by_role("link", name="Report", exact=True).click()
     titles = ("State norm over time: two", "Reconstruction error of every layer: two")
     for title in titles:
         expect(view.get_by_role("img", name=title)).to_be_visible(timeout=WAIT_MS)
+    assert copied(view) == view.url
     other = visit(view, address(page_url, "report"))
     expect(other.get_by_text("Nothing is in the report yet.")).to_be_visible(timeout=WAIT_MS)
     other.close()

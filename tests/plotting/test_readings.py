@@ -76,6 +76,7 @@ def test_errors_of_layers_are_drawn_or_counted(trace: ssmlens.Trace) -> None:
     assert list(page.data[0].y) == list(figure.axes[0].lines[0].get_ydata()) == list(errors.values())
     assert [line.get_ydata()[0] for line in figure.axes[0].lines[1:]] == [trace.tolerance]
     assert page.layout.shapes[0].y0 == trace.tolerance
+    assert 10 ** page.layout.annotations[0].y == pytest.approx(trace.tolerance)
     odd = {0: 1e-7, 1: 0.0, 5: float("nan"), 6: float("inf")}
     for module in (reading_pages, readings):
         drawn = module.layer_errors(odd)

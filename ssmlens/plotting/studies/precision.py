@@ -128,7 +128,9 @@ def divergence(found: Any, row: int = 0) -> Figure:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=_SMALL - 1, frameon=False)
     share = found.settings["share"]
-    note = f"means of {-(-length // len(at))} tokens; slow: the {share:.0%} of heads with the longest half-lives"
+    width = -(-length // len(at))
+    binned = f"means of {width} tokens" if width > 1 else "each token"
+    note = f"{binned}; slow: the {share:.0%} of heads with the longest half-lives"
     figure.suptitle(_title("Next-token law with the state rounded at each token", found), fontsize=11)
     figure.supxlabel(note, fontsize=_SMALL - 1, color=palette.MUTED)
     figure.set_label(note)
