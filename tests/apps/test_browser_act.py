@@ -156,6 +156,9 @@ def test_a_blocked_token_is_gone_from_the_map_and_the_prediction(view: Any, page
         number = "0" if value == 0 else f"{value:.3g}"
         expect(maps.nth(i)).to_contain_text(f"{pair}{words} over heads (signed) = {number}")
     expect(said.first).not_to_contain_text(pair)
+    # Nothing follows a click in these maps, so none is offered.
+    view.mouse.move(5, 5)
+    expect(maps.first).to_have_text(re.compile(r"to read its value\. Dragging, \+ and − zoom"))
     again(view)
     expect(view.get_by_text(divergence([1, 3]))).to_be_visible(timeout=WAIT_MS)
 
