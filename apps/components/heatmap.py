@@ -41,7 +41,8 @@ def show(
         dark: draw for a dark page.
         key: where the state of the component lives.
         on_pick: called after a click on the text; ``st.session_state[key]["target"]`` is the token.
-        on_pin: called after a click on the map; without it the map offers none. ``st.session_state[key]["pin"]`` is [target, source].
+        on_pin: called after a click on the map; ``st.session_state[key]["pin"]`` is [target, source]. Without it the
+            map offers no click.
         most: cells per side beyond which the map is pooled; zooming in then asks for the exact ones.
         group: maps of one group share their cursor: pointing at a pair in one lights it in all, without a rerun.
         like: another map whose colours this one takes.
