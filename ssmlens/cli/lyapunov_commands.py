@@ -24,6 +24,9 @@ Exponents = Annotated[int, typer.Option("--exponents", "-k", help="Exponents, th
 Steps = Annotated[int | None, typer.Option(help="Tokens measured; by default the rest of the text.")]
 Discard = Annotated[int | None, typer.Option(help="Tokens before, in which everything settles.")]
 Every = Annotated[int, typer.Option(help="Tokens between two re-orthonormalisations.")]
+Interval = Annotated[
+    int | None, typer.Option("--every", help="Tokens between two re-orthonormalisations; by default 50 or fewer.")
+]
 Control = Annotated[bool, typer.Option(help="Also follow a second frame of perturbations, at twice the cost.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 
@@ -125,7 +128,7 @@ def stack(
     k: Exponents = 16,
     steps: Steps = None,
     discard: Discard = None,
-    every: Every = 10,
+    every: Interval = None,
     control: Control = True,
     seed: Seed = 0,
     resume: studies.Resume = None,

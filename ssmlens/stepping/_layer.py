@@ -70,17 +70,25 @@ class Layer:
 
     def __call__(self, x: Tensor, state: LayerState, recur: Recur) -> tuple[Tensor, LayerState, ScanInputs]:
         """The residual stream (b, t, d) after this layer, what it carries on, and its recurrence."""
+        inputs, z, window = self.before(x, state)
+        y, h = recur(inputs)
+        return self.after(x, y, inputs.value, z), LayerState(h, window), inputs
+
+    def before(self, x: Tensor, state: LayerState) -> tuple[ScanInputs, Tensor, Tensor]:
+        """From the residual stream (b, t, d) to the recurrence, the gate z (b, t, e) and the next window."""
         hidden = rms(x, self.eps).to(self.norm.dtype) * self.norm
         z, before, low = self._project(hidden)
         activated, window = self._convolve(before, state.conv)
-        inputs = self._route(activated, low, state.h)
-        y, h = recur(inputs)
-        y = y + inputs.value * self.weights["D"].to(y.dtype)[:, None]
+        return self._route(activated, low, state.h), z, window
+
+    def after(self, x: Tensor, y: Tensor, value: Tensor, z: Tensor) -> Tensor:
+        """The residual stream (b, t, d) after this layer, from the recurrence's y and value (b, t, h, p)."""
+        y = y + value * self.weights["D"].to(y.dtype)[:, None]
         y = y.flatten(-2) * F.silu(z.to(y.dtype))
         if self.family == "mamba2":
             grouped = y.unflatten(-1, (-1, self.config["norm_group"]))
             y = rms(grouped, self.config["norm_eps"]).flatten(-2).to(z.dtype) * self.weights["norm.weight"]
-        return x + self._linear("out_proj", y.to(z.dtype)), LayerState(h, window), inputs
+        return x + self._linear("out_proj", y.to(z.dtype))
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
