@@ -137,13 +137,6 @@ def test_figures_are_collected_kept_and_taken_away(view: Any, browser: Any, page
     for title in titles:
         expect(view.get_by_role("img", name=title)).to_be_visible(timeout=WAIT_MS)
     expect(view.get_by_role("textbox", name="Title")).to_have_value("Two <tiny> layers")
-    linked = visit(view, view.url)
-    linked.get_by_role("button", name="Remove figure 1").click(timeout=WAIT_MS)
-    expect(linked.get_by_role("img", name=titles[0])).to_have_count(0, timeout=WAIT_MS)
-    linked.close()
-    view.reload()
-    expect(view.get_by_role("img", name=titles[0])).to_be_visible(timeout=WAIT_MS)
-
     idle(view)
     with view.expect_download(timeout=WAIT_MS) as coming:
         view.get_by_role("button", name="HTML", exact=True).click()

@@ -54,6 +54,7 @@ def test_home_opens_on_a_recalled_value_and_where_it_came_from(page: Callable[..
     # The passage tells the code of the red box first of all and asks for it last.
     assert "token 8 “·K”, 132 back, holds the largest part" in shown
     assert "With that token taken out of the text, `·K` keeps 2" in shown
+    app.toggle(key="verify_table").set_value(True).run()
     table = app.dataframe[0].value
     assert list(table["layer"]) == list(range(10))
     assert set(table["within tolerance"]) == {"yes"}
