@@ -26,6 +26,8 @@ QUANTITIES = {
     "write_norm": "norm of what the token writes",
     "state_norm": "norm of the state after the token",
 }
+SHORT = {"kept_share": "share kept", "write_norm": "norm written", "state_norm": "state norm"}
+"""The same where there is little room: beside the strip stands what they mean."""
 
 
 def draw(reading: store.Reading) -> None:
@@ -48,7 +50,7 @@ def course(reading: store.Reading) -> Shown:
     )
     head = controls.head(reading, layer, columns[2], disabled=of != "head")
     quantity = columns[3].selectbox(
-        "Text coloured by", list(QUANTITIES), key="quantity", bind="query-params", format_func=QUANTITIES.__getitem__
+        "Text coloured by", list(QUANTITIES), key="quantity", bind="query-params", format_func=SHORT.__getitem__
     )
     target = controls.target(reading, columns[4])
     one = head if of == "head" else None

@@ -24,6 +24,8 @@ __all__ = ["draw", "supports"]
 
 STRIP = "lens_strip"
 COLOURS = {"probability": "probability of the top token", "kl": "KL to the final prediction"}
+SHORT = {"probability": "top probability", "kl": "KL to the end"}
+"""The same where there is little room: beside the strip stands what they mean."""
 
 
 def supports(lens: Lens) -> str | None:
@@ -54,7 +56,7 @@ def tokens(reading: store.Reading) -> None:
         format_func=lambda k: "the end" if k == streams[-1] else str(k),
     )
     colour = columns[2].selectbox(
-        "Colour", list(COLOURS), key="lens_colour", bind="query-params", format_func=COLOURS.get
+        "Colour", list(COLOURS), key="lens_colour", bind="query-params", format_func=SHORT.__getitem__
     )
     target = controls.target(reading, columns[3])
     table = store.lens_table(reading.key, name, reading.trace, reading.lens)
