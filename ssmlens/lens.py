@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ssmlens.errors import LayerError
 from ssmlens.exact import keep_float64
-from ssmlens.kernels import scan
-from ssmlens.models.family import Family, Lowered
+from ssmlens.models.family import Family
 from ssmlens.prompt import Batch, prepare
 from ssmlens.quiet import quiet_transformers
-from ssmlens.tap import ScanCall, Tap, find_mixers, tapping
-from ssmlens.trace import LayerInfo, MixerTrace, Trace, relative_error
+from ssmlens.recorder import CHECKED_PREFIX, Recorder
+from ssmlens.tap import Tap, find_mixers, tapping
+from ssmlens.trace import LayerInfo, Trace
 
 __all__ = ["SCANS", "Lens"]
 
@@ -30,9 +30,6 @@ SCANS = ("auto", "model", "fast")
 
 AUTO_TOKENS = 512
 """Up to this many tokens (rows x length) ``scan="auto"`` runs the model's own scans: they cost little there."""
-
-CHECKED_PREFIX = 32
-"""Tokens on which the fast scan is held against the model's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,9 +137,9 @@ class Lens:
         chosen = self._choose(layers)
         batch = prepare(prompt, self.tokenizer, self.vocab_size, attention_mask)
         how = scan if scan != "auto" else "model" if batch.ids.numel() <= AUTO_TOKENS else "fast"
-        recorder = _Recorder(how, batch.lengths.to(self.device) if batch.padded else None)
+        recorder = Recorder(how, batch.lengths.to(self.device) if batch.padded else None)
         residuals, logits, tap = self._forward(batch, recorder, chosen if how == "model" else None)
-        mixers = {k: recorder.finish(k, tap, self._mixers[k][1]) for k in chosen}
+        mixers = recorder.finish({k: self._mixers[k][1] for k in chosen}, tap)
         return Trace(
             ids=batch.ids,
             tokens=batch.tokens,
@@ -173,7 +170,7 @@ class Lens:
         return chosen
 
     def _forward(
-        self, batch: Batch, recorder: _Recorder, only: list[int] | None
+        self, batch: Batch, recorder: Recorder, only: list[int] | None
     ) -> tuple[tuple[Tensor, ...], Tensor, Tap]:
         """One tapped forward without gradients: residual stream per layer, logits, tap."""
         residuals: dict[int, Tensor] = {}
@@ -239,64 +236,6 @@ class Lens:
         return f"Lens({self.name!r}, {len(self.layers)} layers of {', '.join(kinds)}, {dtype} on {self.device})"
 
 
-class _Recorder:
-    """Lowers every scan call of one forward and compares it with the model's own numbers."""
-
-    def __init__(self, how: str, lengths: Tensor | None) -> None:
-        self.how = how
-        self.lengths = lengths
-        self.seen: dict[int, tuple[Family, Lowered, Tensor, float]] = {}
-
-    def on_scan(self, call: ScanCall) -> Any:
-        family = call.family
-        lowered = family.lower(call.arguments, self.lengths)
-        rec = lowered.recurrence
-        y, final = scan.run(rec.inputs)
-        y = rec.add_skip(y)
-        ours = family.replace(call.arguments, lowered, y, final)
-        if self.how == "model":
-            result = call.run()
-            error = _scan_error(ours, result, call, rec.real if rec.lengths is not None else None)
-        else:
-            result = ours
-            length = min(CHECKED_PREFIX, rec.length)
-            model = call.original(**family.prefix(call.arguments, length))
-            real = rec.real[:, :length] if rec.lengths is not None else None
-            error = _scan_error(ours, model, call, real, length)
-            # A copy: a view would keep the whole output of a long text.
-            y = y[:, :length].clone()
-        self.seen[call.layer] = (family, lowered, y, error)
-        return result
-
-    def finish(self, layer: int, tap: Tap, mixer: nn.Module) -> MixerTrace:
-        """The mixer's trace, its front and its tail compared with what the model computed."""
-        family, lowered, y, scan_error = self.seen[layer]
-        rec, length = lowered.recurrence, y.shape[1]
-        parameters, config = family.describe(mixer)
-        parameters = {name: x.detach() for name, x in parameters.items()}
-        real = rec.real[:, :length] if rec.lengths is not None else None
-        hidden = tap.inputs[layer]
-        with torch.no_grad():
-            value, gate = family.front(hidden[:, :length], parameters, config)
-            rebuilt = family.rebuild(y, gate, parameters, config)
-        error = _worst(
-            scan_error,
-            relative_error(value, rec.value[:, :length], real),
-            relative_error(rebuilt, tap.outputs[layer][:, :length], real),
-        )
-        return MixerTrace(
-            layer=layer,
-            family=family.name,
-            recurrence=rec,
-            input=hidden,
-            output=tap.outputs[layer],
-            parameters=parameters,
-            config=config,
-            reconstruction_error=error,
-            stored_gate=lowered.gate,
-        )
-
-
 def _head(model: Any) -> dict[str, Tensor]:
     """The final norm and the unembedding, by reference; empty for a model that keeps them elsewhere."""
     norm, unembedding = getattr(model.base_model, "norm_f", None), model.get_output_embeddings()
@@ -307,19 +246,6 @@ def _head(model: Any) -> dict[str, Tensor]:
     if unembedding.bias is not None:
         head["unembedding.bias"] = unembedding.bias.detach()
     return head
-
-
-def _scan_error(ours: Any, model: Any, call: ScanCall, real: Tensor | None, length: int | None = None) -> float:
-    """Relative error of our scan output against the model's, time moved to axis 1."""
-    ours, model = (x[0] if isinstance(x, tuple) else x for x in (ours, model))
-    if call.family.name == "mamba1":
-        ours, model = ours.transpose(1, 2), model.transpose(1, 2)
-    return relative_error(ours[:, :length], model, real)
-
-
-def _worst(*errors: float) -> float:
-    """The largest; NaN when any is."""
-    return float("nan") if any(e != e for e in errors) else max(errors)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -28,6 +28,9 @@ __all__ = ["ScanCall", "Tap", "find_mixers", "tapping"]
 
 _LOCK = threading.RLock()
 
+TAPPED = "_ssmlens_tapped"
+"""Attribute of the functions that a tap puts in place of a scan."""
+
 
 @dataclass(frozen=True)
 class ScanCall:
@@ -44,6 +47,11 @@ class ScanCall:
     family: Family
     arguments: Mapping[str, Any]
     original: Callable[..., Any]
+
+    @property
+    def is_models_own(self) -> bool:
+        """Whether ``original`` is the model's own function, and not that of another tap around this one."""
+        return not hasattr(self.original, TAPPED)
 
     def run(self, **changes: Any) -> Any:
         """What the model's own function returns for these arguments, with some exchanged."""
@@ -143,6 +151,7 @@ def tapping(mixers: Mapping[int, tuple[str, nn.Module, Family]], on_scan: OnScan
             tap.fired[layer] = tap.fired.get(layer, 0) + 1
             return result
 
+        setattr(wrapper, TAPPED, True)
         wrapper.__signature__ = signature  # type: ignore[attr-defined]  # a tap inside this one reads it
         return wrapper
 

@@ -21,7 +21,7 @@ from ssmlens.errors import LayerError, ReconstructionError, SsmlensError
 from ssmlens.models import FAMILIES, Family
 from ssmlens.recurrence import Recurrence
 
-__all__ = ["TOLERANCE", "LayerInfo", "MixerTrace", "Trace", "relative_error"]
+__all__ = ["TOLERANCE", "LayerInfo", "MixerTrace", "Trace", "gap", "ratio", "relative_error"]
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Largest reconstruction error that `Trace.check` accepts, by the model's dtype. The half-precision entries are four
@@ -35,12 +35,23 @@ def relative_error(ours: Tensor, theirs: Tensor, real: Tensor | None = None) -> 
         ours, theirs: (b, t, ...) of the same shape.
         real: (b, t) bool; only these positions count.
     """
+    return ratio(*gap(ours, theirs, real).tolist())
+
+
+def gap(ours: Tensor, theirs: Tensor, real: Tensor | None = None) -> Tensor:
+    """What `relative_error` divides, (2,) in float64, where the numbers are: nothing is read back from the device."""
     a, b = ours.double(), theirs.double()
-    if real is not None:
-        a, b = a[real], b[real]
     if a.numel() == 0:
-        return 0.0
-    difference, scale = (a - b).abs().max().item(), b.abs().max().item()
+        return a.new_zeros(2)
+    difference = a - b
+    if real is not None:
+        counted = real.view(*real.shape, *[1] * (a.ndim - 2))
+        difference, b = difference.where(counted, 0.0), b.where(counted, 0.0)
+    return torch.stack([difference.abs().max(), b.abs().max()])
+
+
+def ratio(difference: float, scale: float) -> float:
+    """One over the other as `relative_error` has it."""
     return difference if difference == 0 else difference / scale if scale else float("inf")
 
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ssmlens.errors import LayerError, SsmlensError
 from ssmlens.interventions._scan import Scan, Seen
-from ssmlens.lens import AUTO_TOKENS, Lens, _Recorder
+from ssmlens.lens import AUTO_TOKENS, Lens
 from ssmlens.prompt import Batch
 from ssmlens.quiet import quiet_transformers
+from ssmlens.recorder import Recorder
 from ssmlens.tap import ScanCall, tapping
 from ssmlens.trace import MixerTrace
 
@@ -124,7 +125,7 @@ def run(
     lengths = batch.lengths.to(lens.device) if batch.padded else None
     mixers = {k: m for k, m in lens._mixers.items() if fast or watch is not None or k in changes.scans}
     fired: set[str] = set()
-    recorder = None if watch is None else _Recorder("fast" if fast else "model", lengths)
+    recorder = None if watch is None else Recorder("fast" if fast else "model", lengths)
     if watch is not None:
         changes = watch.streams(changes, len(lens._layer_list))
 
@@ -153,7 +154,7 @@ def run(
     if silent:
         raise SsmlensError(f"the change of {', '.join(silent)} never came into play, so nothing was touched there")
     if watch is not None and recorder is not None:
-        watch.mixers = {k: recorder.finish(k, tap, lens._mixers[k][1]) for k in sorted(recorder.seen)}
+        watch.mixers = recorder.finish({k: lens._mixers[k][1] for k in sorted(recorder.seen)}, tap)
     return output
 
 

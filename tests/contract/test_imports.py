@@ -27,16 +27,19 @@ ALLOWED = {
     "storage": CORE | {"recurrence", "trace"},
     "tap": CORE | {"models"},
     "exact": set(),
+    # What a traced forward keeps of every scan, for the lens and for passes with changes.
+    "recorder": CORE | {"exact", "models", "tap", "trace"},
     "prompt": {"errors"},
     "tokenizer": {"errors"},
-    "lens": CORE | {"exact", "models", "prompt", "tap", "trace"},
+    "lens": CORE | {"exact", "models", "prompt", "recorder", "tap", "trace"},
     "loading": CORE | {"lens", "models", "tokenizer", "zoo"},
     # The model as a map with an explicit state, from its weights.
     "stepping": CORE | {"lens", "models", "stepping"},
     # A study imports no other study, no model and no plotting.
     "analyses": CORE | {"analyses", "attention", "lens", "prompt", "recurrence", "stepping", "tap", "tasks", "trace"},
     # Patching and steering go through the tap; the lenses read a trace, and trained ones come with shipped models.
-    "interventions": CORE | {"interventions", "lens", "models", "prompt", "recurrence", "tap", "trace", "zoo"},
+    "interventions": CORE
+    | {"interventions", "lens", "models", "prompt", "recorder", "recurrence", "tap", "trace", "zoo"},
     # Attribution recomputes the model from its weights, differentiably and piece by piece.
     "attribution": CORE
     | {"attention", "attribution", "exact", "lens", "loading", "models", "prompt", "recurrence", "trace"},

@@ -93,7 +93,7 @@ def test_an_exception_in_on_scan_leaves_nothing_behind(family: str, monkeypatch:
         raise Failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Recorder, "on_scan", fail)
+        patch.setattr(module.Recorder, "on_scan", fail)
         with pytest.raises(Failure):
             lens.trace(IDS)
     assert_same(before, fingerprint(model))
