@@ -10,7 +10,19 @@ import torch
 from checkpoints import gap
 
 import ssmlens
-from ssmlens.interventions import Noise, StateEdit, ablate, knockout, logit_lens, patch, rome, steer, train_translators
+from ssmlens.interventions import (
+    Knockout,
+    Noise,
+    StateEdit,
+    ablate,
+    knockout,
+    logit_lens,
+    observe,
+    patch,
+    rome,
+    steer,
+    train_translators,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,6 +33,7 @@ OTHER = [3, 17, 7, 36, 8, 5, 21, 9, 30, 2, 11]
 TEXT = torch.randint(37, (24, 16), generator=torch.Generator().manual_seed(0))
 RUNS: dict[str, Any] = {
     "knockout": lambda lens: knockout(lens, IDS, [2, 4], None, decay="skip"),
+    "observe": lambda lens: observe(lens, IDS, Knockout([2, 4])).attention(1).after,
     "patch": lambda lens: patch(lens, IDS, OTHER, [("full_state", 0, 4), ("mixer", 1, 2), (1, "all")], "kl").value,
     "noise": lambda lens: patch(lens, IDS, Noise([2, 3]), ("state", 1, 4), "logit", target=4).value,
     "mean": lambda lens: ablate(lens, IDS, parts=["conv", ("state", [1]), "gate"], how="mean"),
