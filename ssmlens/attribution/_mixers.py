@@ -18,7 +18,7 @@ from torch import Tensor
 from ssmlens.errors import UnsupportedModelError
 from ssmlens.kernels import scan
 from ssmlens.kernels.inputs import ScanInputs
-from ssmlens.models.family import finite_rate
+from ssmlens.models import steps
 
 __all__ = ["Carry", "Factors", "Mixer", "Rules", "normalise", "slope"]
 
@@ -108,7 +108,7 @@ class Mixer:
     def start(self, batch: int) -> Carry:
         """What stands before the first token: nothing."""
         some, taps = self.weights["out_proj.weight"], self.weights["conv1d.weight"]
-        rate = self._rate()
+        rate = steps.rate(self.weights)
         heads, states = len(rate), self.config["d_state"] if self.family == "mamba2" else rate.shape[1]
         return Carry(
             some.new_zeros(batch, taps.shape[2] - 1, taps.shape[0]),
@@ -117,7 +117,7 @@ class Mixer:
 
     def __call__(self, hidden: Tensor, rules: Rules, carry: Carry) -> tuple[Tensor, Carry]:
         """Output (b, t, d) for the normed residual stream (b, t, d), and what goes on to the next piece of time."""
-        z, before, low = self._project(hidden)
+        z, before, low = steps.split(self.family, self._linear("in_proj", hidden), self.weights)
         c, tail = self._convolve(before, carry.tail)
         activated = c * self._slope(c).detach() if rules.activation == "freeze" else self._act(c)
         u, routing = self._route(activated, low)
@@ -130,7 +130,7 @@ class Mixer:
     def factors(self, hidden: Tensor) -> Factors:
         """What the frozen mixer multiplies with on a whole sequence (b, t, d)."""
         start = self.start(len(hidden))
-        z, before, low = self._project(hidden)
+        z, before, low = steps.split(self.family, self._linear("in_proj", hidden), self.weights)
         c, _ = self._convolve(before, start.tail)
         u, routing = self._route(self._act(c), low)
         gate = F.silu(z)
@@ -153,7 +153,7 @@ class Mixer:
         if biases and "in_proj.bias" in self.weights:
             before = before + self.weights["in_proj.bias"][rows]
         kernel = self.weights["conv1d.weight"][: self.inner, 0]
-        c = _causal(before, before.new_zeros(len(before), kernel.shape[1] - 1, self.inner), kernel)
+        c, _ = steps.causal(before, before.new_zeros(len(before), kernel.shape[1] - 1, self.inner), kernel)
         if biases and "conv1d.bias" in self.weights:
             c = c + self.weights["conv1d.bias"][: self.inner]
         parts = {n: x if n == "A" else x.expand(len(hidden), *x.shape[1:]) for n, x in factors.routing.items()}
@@ -172,24 +172,11 @@ class Mixer:
         own = self.biases.get(name)
         return self.weights.get(name) if own is None else own[:, None]
 
-    def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Gate z (b, t, e), what enters the convolution (b, t, c), and Mamba-2's raw dt (b, t, h)."""
-        projected = self._linear("in_proj", hidden)
-        if self.family == "mamba1":
-            before, z = projected.chunk(2, dim=-1)
-            return z, before, None
-        z, before, low = projected.split(
-            [self.inner, self.weights["conv1d.weight"].shape[0], self.config["n_heads"]], dim=-1
-        )
-        return z, before, low
-
     def _convolve(self, before: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
-        kernel = self.weights["conv1d.weight"][:, 0]
-        c = _causal(before, tail, kernel)
+        c, last = steps.causal(before, tail, self.weights["conv1d.weight"][:, 0])
         bias = self._bias("conv1d.bias")
         # A clone: a view would keep the whole piece of time alive.
-        last = torch.cat([tail, before[:, -tail.shape[1] :]], 1)[:, -tail.shape[1] :].clone() if tail.shape[1] else tail
-        return (c if bias is None else c + bias), last
+        return (c if bias is None else c + bias), last.clone()
 
     def _act(self, c: Tensor) -> Tensor:
         return _activation(self.config["activation"])(c)
@@ -199,24 +186,25 @@ class Mixer:
 
     def _route(self, activated: Tensor, low: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The scan's value (b, t, e), and how it is written, kept and read."""
-        w, config = self.weights, self.config
+        w, config, A = self.weights, self.config, steps.rate(self.weights)
         if self.family == "mamba1":
             rank, n = w["dt_proj.weight"].shape[1], w["A_log"].shape[1]
             parts = F.linear(activated, w["x_proj.weight"]).split([rank, n, n], dim=-1)
             if "bcdt_rms_eps" in config:
                 parts = tuple(normalise(x, None, config["bcdt_rms_eps"], False) for x in parts)
             dt = F.softplus(F.linear(parts[0], w["dt_proj.weight"], w.get("dt_proj.bias")))
-            return activated, {"dt": dt, "write": parts[1][:, :, None], "read": parts[2][:, :, None], "A": self._rate()}
+            return activated, {
+                "dt": dt,
+                "write": parts[1][:, :, None],
+                "read": parts[2][:, :, None],
+                "A": steps.rate(self.weights),
+            }
         assert low is not None
         shared = config["n_groups"] * config["d_state"]
         u, write, read = activated.split([self.inner, shared, shared], dim=-1)
         dt = F.softplus(low + w["dt_bias"]).clamp(*config["dt_limit"])
         write, read = (x.unflatten(-1, (config["n_groups"], -1)) for x in (write, read))
-        return u, {"dt": dt, "write": write, "read": read, "A": self._rate()}
-
-    def _rate(self) -> Tensor:
-        rate = finite_rate(-torch.exp(self.weights["A_log"]))
-        return rate if rate.ndim == 2 else rate[:, None]
+        return u, {"dt": dt, "write": write, "read": read, "A": A}
 
     def _scan(self, u: Tensor, routing: Mapping[str, Tensor], state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scan and skip of the value (b, t, e), and the state after it."""
@@ -246,16 +234,6 @@ def _gate(y: Tensor, z: Tensor, how: str) -> Tensor:
     gate = z * torch.sigmoid(z).detach()
     # Both terms have half the value, and each the gradient of one factor only.
     return 0.5 * (y * gate.detach() + y.detach() * gate)
-
-
-def _causal(before: Tensor, tail: Tensor, kernel: Tensor) -> Tensor:
-    """Depthwise causal convolution of (b, t, c) after the tail (b, k - 1, c); kernel (c, k), its last tap is now."""
-    padded = torch.cat([tail, before], 1)
-    length = before.shape[1]
-    out = padded[:, :length] * kernel[:, 0]
-    for k in range(1, kernel.shape[1]):
-        out = out + padded[:, k : k + length] * kernel[:, k]
-    return out
 
 
 def _activation(name: str) -> Callable[[Tensor], Tensor]:

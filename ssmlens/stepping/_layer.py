@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmlens.kernels.inputs import ScanInputs, compute_dtype, expand_groups
-from ssmlens.models.family import finite_rate
+from ssmlens.models import steps
 from ssmlens.stepping._state import LayerState
 
 __all__ = ["Layer", "Recur", "loop", "rms"]
@@ -52,9 +52,7 @@ class Layer:
     rate: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        A_log = self.weights["A_log"]
-        rate = finite_rate(-torch.exp(A_log.to(compute_dtype(A_log.dtype))))
-        object.__setattr__(self, "rate", rate if rate.ndim == 2 else rate[:, None])
+        object.__setattr__(self, "rate", steps.rate(self.weights))
 
     @property
     def inner(self) -> int:
@@ -77,7 +75,7 @@ class Layer:
     def before(self, x: Tensor, state: LayerState) -> tuple[ScanInputs, Tensor, Tensor]:
         """From the residual stream (b, t, d) to the recurrence, the gate z (b, t, e) and the next window."""
         hidden = rms(x, self.eps).to(self.norm.dtype) * self.norm
-        z, before, low = self._project(hidden)
+        z, before, low = steps.split(self.family, self._linear("in_proj", hidden), self.weights)
         activated, window = self._convolve(before, state.conv)
         return self._route(activated, low, state.h), z, window
 
@@ -93,25 +91,11 @@ class Layer:
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
-    def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Gate z (b, t, e), what enters the convolution (b, t, c), and Mamba-2's raw dt (b, t, h)."""
-        projected = self._linear("in_proj", hidden)
-        if self.family == "mamba1":
-            before, z = projected.chunk(2, dim=-1)
-            return z, before, None
-        sizes = [self.inner, self.weights["conv1d.weight"].shape[0], len(self.rate)]
-        z, before, low = projected.split(sizes, dim=-1)
-        return z, before, low
-
     def _convolve(self, before: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
         """Causal depthwise convolution of (b, t, c) after the window (b, c, k - 1), activated, and the next window."""
-        kernel, length = self.weights["conv1d.weight"][:, 0], before.shape[1]
-        padded = torch.cat([window.transpose(1, 2), before], dim=1)
-        out = padded[:, :length] * kernel[:, 0]
-        for k in range(1, kernel.shape[1]):
-            out = out + padded[:, k : k + length] * kernel[:, k]
+        out, tail = steps.causal(before, window.transpose(1, 2), self.weights["conv1d.weight"][:, 0])
         bias = self.weights.get("conv1d.bias")
-        return self.act(out if bias is None else out + bias), padded[:, length:].transpose(1, 2).contiguous()
+        return self.act(out if bias is None else out + bias), tail.transpose(1, 2).contiguous()
 
     def _route(self, activated: Tensor, low: Tensor | None, h: Tensor) -> ScanInputs:
         """What the scan writes, keeps and reads, in the compute dtype."""
