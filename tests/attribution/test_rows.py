@@ -102,5 +102,7 @@ def test_the_last_row_of_a_long_prompt_takes_little() -> None:
     given = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "8000000", "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
     out = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, check=True, env=given).stdout
     each = 8_000 * 512 * 4  # bytes of one tensor of the inner width; decays of every state would be 16 of them
-    for name, peak in json.loads(out).items():
-        assert not peak or 0.9 * each <= peak[0] <= 4 * each, (name, peak)
+    peaks = {name: peak[0] for name, peak in json.loads(out).items() if peak}
+    assert max(peaks.values(), default=0) <= 4 * each, peaks
+    # The gauge works: a system that takes back pages of files meanwhile hides some of one call, not of all.
+    assert max(peaks.values(), default=each) >= 0.9 * each, peaks
