@@ -179,7 +179,7 @@ def run(plan: Organism, work: Path, out: Path, measure: Callable[[Organism, Any]
         if not source.is_file():
             raise ValueError(f"{plan.name} goes on from {plan.start}: train that first, with the same --work")
         initial = narrowed(torch.load(source, weights_only=True)["model"], organism(plan.start).config, plan.config)
-    with training_scans(torch.device("cpu"), "kernels"):
+    with training_scans(torch.device("cpu"), "chunked"):
         found = train(plan, work, initial)
         result: dict[str, Any] = {"name": plan.name, "topic": plan.topic, "kind": plan.kind}
         result["parameters"] = sum(p.numel() for p in found["model"].parameters())

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmlens.kernels import scan
+from ssmlens.kernels.backend import resolve
 from ssmlens.kernels.inputs import ScanInputs
 
 __all__ = ["KINDS", "training_scans"]
 
-KINDS = ("auto", "kernels", "triton")
-
-Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+KINDS = ("auto", "chunked", "triton")
+"""Implementations that train, as `ssmlens.kernels.scan.run` takes them."""
 
 
 def _convolution(
@@ -46,12 +46,7 @@ def _convolution(
     return out.transpose(1, 2)
 
 
-def _kernel_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    inputs = ScanInputs(value=x.float()[..., None], write=B.float()[:, :, None], read=C.float()[:, :, None], dt=dt, A=A)
-    return scan.run(inputs)[0][..., 0]
-
-
-def _selective(core: Scan) -> Callable[..., Any]:
+def _selective(impl: str) -> Callable[..., Any]:
     """A function with the signature of transformers' ``mamba_selective_scan``."""
 
     def run(
@@ -67,7 +62,9 @@ def _selective(core: Scan) -> Callable[..., Any]:
                 step = step + delta_bias.float()
             if delta_softplus:
                 step = F.softplus(step)
-            y = core(x, step, A.float(), B.transpose(1, 2), C.transpose(1, 2))
+            write, read = (v.float().transpose(1, 2)[:, :, None] for v in (B, C))
+            inputs = ScanInputs(value=x[..., None], write=write, read=read, dt=step, A=A.float())
+            y = scan.run(inputs, impl=impl)[0][..., 0]
             if D is not None:
                 y = y + x * D
             if z is not None:
@@ -77,40 +74,29 @@ def _selective(core: Scan) -> Callable[..., Any]:
     return run
 
 
-def _chunk_scan(
-    hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, D: Tensor | None = None,
-    dt_bias: Tensor | None = None, initial_states: Tensor | None = None, dt_softplus: bool = False,
-    dt_limit: tuple[float, float] = (0.0, float("inf")), return_final_states: bool = False, **_: Any,
-) -> Any:  # fmt: skip
+def _chunked(impl: str) -> Callable[..., Any]:
     """A function with the signature of transformers' ``mamba2_chunk_scan``."""
-    with torch.autocast(hidden_states.device.type, enabled=False):
-        step = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
-        if dt_softplus:
-            step = F.softplus(step)
-        step = step.clamp(*dt_limit)
-        x = hidden_states.float()
-        inputs = ScanInputs(
-            value=x, write=B.float(), read=C.float(), dt=step, A=A.float()[:, None], initial=initial_states
-        )
-        y, final = scan.run(inputs)
-        if D is not None:
-            y = y + x * D[:, None]
-    return (y, final) if return_final_states else y
 
+    def run(
+        hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, D: Tensor | None = None,
+        dt_bias: Tensor | None = None, initial_states: Tensor | None = None, dt_softplus: bool = False,
+        dt_limit: tuple[float, float] = (0.0, float("inf")), return_final_states: bool = False, **_: Any,
+    ) -> Any:  # fmt: skip
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            step = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
+            if dt_softplus:
+                step = F.softplus(step)
+            step = step.clamp(*dt_limit)
+            x = hidden_states.float()
+            inputs = ScanInputs(
+                value=x, write=B.float(), read=C.float(), dt=step, A=A.float()[:, None], initial=initial_states
+            )
+            y, final = scan.run(inputs, impl=impl)
+            if D is not None:
+                y = y + x * D[:, None]
+        return (y, final) if return_final_states else y
 
-def _triton_scan(device: torch.device) -> Scan | None:
-    """The Triton kernel when it compiles and runs on this device, else None."""
-    try:
-        from .selective_scan import selective_scan
-
-        x = torch.ones(1, 2, 1, device=device, requires_grad=True)
-        a, b = -torch.ones(1, 16, device=device), torch.ones(1, 2, 16, device=device)
-        selective_scan(x, x, a, b, b).sum().backward()
-        torch.cuda.synchronize(device)
-    except Exception as error:  # whatever stops the compiler, training goes on without it
-        print(f"Triton scan unavailable ({type(error).__name__}: {error}): using ssmlens.kernels", flush=True)
-        return None
-    return selective_scan
+    return run
 
 
 @contextmanager
@@ -119,33 +105,32 @@ def training_scans(device: torch.device, kind: str = "auto") -> Iterator[str]:
 
     Args:
         device: where the model trains.
-        kind: "auto" takes the Triton kernel for Mamba-1 on a GPU, "kernels" always ssmlens.kernels.
+        kind: one of `KINDS`.
 
     Yields:
-        the name of the Mamba-1 scan in use, "triton" or "kernels".
+        the implementation of the Mamba-1 scan in use, "triton" or "chunked".
 
     Raises:
         ValueError: for another kind, or for "triton" where it does not run.
     """
     if kind not in KINDS:
         raise ValueError(f"scan is one of {', '.join(KINDS)}, got {kind!r}")
+    one = torch.ones(1, 1, 1, 1, device=device, requires_grad=True)
+    used = resolve(kind, ScanInputs(value=one, write=one, read=one, log_decay=-one))
     from transformers.models.mamba import modeling_mamba
     from transformers.models.mamba2 import modeling_mamba2
 
-    fast = _triton_scan(device) if kind != "kernels" and device.type == "cuda" else None
-    if kind == "triton" and fast is None:
-        raise ValueError("the Triton scan needs a CUDA device and a working Triton")
     swaps: list[tuple[ModuleType, str, Callable[..., Any]]] = [
-        (modeling_mamba, "mamba_selective_scan", _selective(fast or _kernel_scan)),
+        (modeling_mamba, "mamba_selective_scan", _selective(used)),
         (modeling_mamba, "causal_conv1d_fn", _convolution),
-        (modeling_mamba2, "mamba2_chunk_scan", _chunk_scan),
+        (modeling_mamba2, "mamba2_chunk_scan", _chunked(kind)),
         (modeling_mamba2, "causal_conv1d_fn", _convolution),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in swaps]
     try:
         for module, name, function in swaps:
             setattr(module, name, function)
-        yield "kernels" if fast is None else "triton"
+        yield used
     finally:
         for module, name, function in before:
             setattr(module, name, function)

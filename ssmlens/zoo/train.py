@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates instead of the recipe's")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0)")
     parser.add_argument("--device", help="a torch device (default: a GPU when there is one)")
-    parser.add_argument("--scan", choices=KINDS, default="auto", help="implementation of the Mamba-1 scan")
+    parser.add_argument("--scan", choices=KINDS, default="auto", help="implementation of the scans")
     parser.add_argument("--jobs", type=int, default=1, help="runs of a sweep at the same time")
     parser.add_argument("--smoke", action="store_true", help="a few steps of a tiny model, on a made-up text")
     return parser
