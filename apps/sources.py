@@ -96,7 +96,7 @@ def local(text: str, roots: Sequence[Path]) -> Source:
         # The same sentence whether or not the path exists: the page is no way to look around the disk.
         raise CheckpointError(f"“{text}” is not below a folder that was given with --models")
     for path in inside:
-        if path.is_dir():
+        if os.path.isdir(path):  # Path.is_dir raises for names that no disk takes.
             for file in path.iterdir():
                 if not _is_below(file.resolve(), roots):
                     raise CheckpointError(f"“{text}” holds a link that leads outside the model roots: {file.name}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import streamlit as st
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import ssmlens
 from ssmlens.analyses import memory
+from ssmlens.apps.frame import garbage
 from ssmlens.apps.sources import Source
 from ssmlens.attribution import Attribution, PairPath, attribute, pair_path
 from ssmlens.errors import PromptError
@@ -37,6 +38,7 @@ __all__ = [
     "attribution",
     "candidates",
     "decoder",
+    "dropped_with_models",
     "half_life_table",
     "half_lives",
     "lens",
@@ -62,6 +64,8 @@ MAX_ATTRIBUTIONS = 64
 LENSES: dict[str, Callable[[ssmlens.Trace], LensReading]] = {"logit lens": logit_lens, "tuned lens": tuned_lens}
 
 Key = tuple[str, tuple[int, ...]]
+
+Cached = TypeVar("Cached")
 
 
 @dataclass(frozen=True)
@@ -138,17 +142,30 @@ def read(model: Opened, text: str, max_tokens: int) -> Reading:
     return Reading(key, _trace(key, model.lens), model, text)
 
 
+_WITH_MODELS: list[Any] = []
+
+
+def dropped_with_models(cached: Cached) -> Cached:
+    """A cache whose entries hold the weights of a model, such as traces: a model that is dropped takes them along."""
+    _WITH_MODELS.append(cached)
+    return cached
+
+
 def _released(model: ssmlens.Lens) -> None:
-    """Traces hold the weights of their model: what is dropped must not live on in them."""
-    _trace.clear()
+    """What is dropped must not live on in what was computed with it."""
+    for cached in _WITH_MODELS:
+        cached.clear()
+    garbage.moved()
 
 
 @st.cache_resource(max_entries=MAX_LENSES, show_spinner=False, on_release=_released)
 def lens(path: str, dtype: str, stamp: str) -> ssmlens.Lens:
     """The model in that folder. The stamp makes a changed folder another model."""
+    garbage.moved()
     return ssmlens.load(path, dtype=dtype)
 
 
+@dropped_with_models
 @st.cache_resource(max_entries=MAX_TRACES, show_spinner=False)
 def _trace(key: Key, _model: ssmlens.Lens) -> ssmlens.Trace:
     return _model.trace(list(key[1]))

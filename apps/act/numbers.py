@@ -153,6 +153,7 @@ def steering(edit: Edit) -> StateEdit:
     return StateEdit(layer, step, heads=None if head is None else [head], **change)
 
 
+@store.dropped_with_models
 @st.cache_resource(max_entries=MAX_OBSERVED, show_spinner=False)
 def observed(
     key: store.Key, change: str, prompt: tuple[int, ...] | str, read: str, _change: Change, _lens: ssmlens.Lens

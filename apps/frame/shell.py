@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from ssmlens.apps import sources, wording
-from ssmlens.apps.frame import collected
+from ssmlens.apps.frame import collected, garbage
 from ssmlens.apps.frame.pages import Page
 from ssmlens.apps.frame.panel import boundary
 from ssmlens.apps.frame.sidebar import Asked
@@ -27,7 +27,7 @@ def show(page: Page, asked: Asked, options: sources.Options) -> None:
     """Draw one page. Whatever fails is a message on it."""
     collected.follow()
     st.header(page.title, anchor=False)
-    with boundary(page.title):
+    with garbage.settled(), boundary(page.title):
         if page.needs == "nothing":
             importlib.import_module(page.module).draw()
             return
@@ -73,16 +73,23 @@ def _open(asked: Asked, options: sources.Options) -> Opened | None:
     """The model, or None after saying in one sentence why there is none."""
     try:
         source = asked.source(options)
+    except (SsmlensError, FileNotFoundError) as error:
+        st.error(wording.sentence(error))
+        return None
+    try:
         with st.spinner(f"Opening {source.name} ..."):
             # torch and transformers take seconds to import: the inputs are on the page by then.
             from ssmlens.apps import store
 
             return store.opened(source, asked.dtype)
     except (SsmlensError, FileNotFoundError) as error:
-        st.error(wording.sentence(error))
+        words = wording.sentence(error)
     except Exception as error:
         _log.exception("opening failed")
-        st.error(f"Opening the model failed with {type(error).__name__}: {error}")
+        words = f"Opening the model failed with {type(error).__name__}: {error}"
+    # Where on its disk a server keeps its models is nobody's business.
+    words = words.replace(str(source.path), f"“{source.name}”")
+    st.error(words)
     return None
 
 

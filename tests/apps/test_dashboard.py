@@ -148,10 +148,12 @@ def test_missing_and_damaged_folders_are_messages(page: Callable[..., Any], tmp_
     (tmp_path / "bare").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
-    for name, words_of_it in {"nowhere": "no folder", "bare": "config.json", "broken": "JSON"}.items():
+    said = {"nowhere": "no folder", "bare": "“bare” holds no config.json", "broken": "JSON", "x" * 300: "no folder"}
+    for name, words_of_it in said.items():
         app = page("--models", str(tmp_path), folder=name, **LOCAL).run()
         (message,) = messages(app)
         assert words_of_it in message
+        assert str(tmp_path) not in message
 
 
 def test_without_roots_local_folders_are_closed(page: Callable[..., Any], models: Path) -> None:
@@ -316,3 +318,62 @@ def test_a_dropped_model_leaves_nothing_behind(models: Path, tmp_path: Path) -> 
     assert first() is None
     assert second() is None
     assert visit(models, "two")() is not None
+
+
+def test_what_was_observed_goes_with_its_model(models: Path, tmp_path: Path) -> None:
+    import gc
+    import weakref
+
+    import streamlit as st
+    from tiny import save_tiny
+
+    from ssmlens.apps import sources, store
+    from ssmlens.apps.act import numbers
+    from ssmlens.interventions import Knockout
+
+    st.cache_resource.clear()
+    save_tiny(tmp_path / "three")
+
+    def visit(root: Path, name: str) -> weakref.ref[Any]:
+        reading = store.read(store.opened(sources.local(name, [root]), "float32"), TEXT, 64)
+        numbers.observed(reading.key, "a", reading.key[1], "now", Knockout([1]), reading.lens)
+        return weakref.ref(reading.lens.model)
+
+    first = visit(models, "one")
+    visit(models, "two")
+    gc.collect()
+    assert first() is not None
+    visit(tmp_path, "three")
+    gc.collect()
+    assert first() is None
+
+
+def test_reruns_do_not_look_through_the_libraries_for_garbage(page: Callable[..., Any]) -> None:
+    import gc
+
+    app = page(folder="two", **LOCAL).run()
+    assert messages(app) == []
+    assert gc.isenabled()
+    set_aside = gc.get_freeze_count()
+    assert set_aside > 10 * len(gc.get_objects())
+    app.selectbox(key="layer").select(2).run()
+    assert gc.get_freeze_count() > 0.9 * set_aside
+
+
+def test_a_dropped_model_in_a_cycle_is_collected_although_it_was_set_aside(page: Callable[..., Any]) -> None:
+    import gc
+    import weakref
+
+    from ssmlens.apps import store
+    from ssmlens.apps.sources import shipped
+
+    app = page(model="mamba1-recall", at="attention").run()
+    model = store.opened(shipped("mamba1-recall"), "float32").lens.model
+    model.ring = [model]  # type: ignore[assignment]
+    dropped = weakref.ref(model)
+    del model
+    for name in ("mamba2-recall", "mamba1-english"):
+        app.selectbox(key="model").select(name).run()
+        assert messages(app) == []
+    gc.collect()
+    assert dropped() is None
