@@ -162,7 +162,7 @@ def reduce(inputs: ScanInputs, how: str, heads: slice | Sequence[int] | None = N
     if how not in REDUCTIONS:
         raise ValueError(f"how is one of {', '.join(REDUCTIONS)}, got {how!r}")
     chosen = _heads(inputs, heads)
-    if _on_triton(impl, inputs, "reduce"):
+    if _on_triton(impl, inputs, f"reduce {how}"):
         from .fused import tiles as fused
 
         return fused.reduce(inputs if chosen is None else inputs.take_heads(chosen), how)
@@ -203,7 +203,7 @@ def distance(inputs: ScanInputs, rows: Sequence[int] | None = None, *, impl: str
     """
     picked = None if rows is None else [_position(inputs, t) for t in rows]
     few = picked is not None and len(picked) * 8 <= inputs.length
-    if _on_triton(impl, inputs, "lines" if few else "tiles"):
+    if _on_triton(impl, inputs, "distance of few" if few else "distance"):
         from .fused import lines
         from .fused import tiles as fused
 

@@ -62,7 +62,9 @@ def _head_blocks(x: ScanInputs) -> Iterator[ScanInputs]:
     """Blocks of heads; the last may be shorter. Whole groups, or parts of one, so that these stay shared."""
     budget = _GPU_BLOCK if x.value.is_cuda else _CPU_BLOCK
     size = max(1, budget // max(1, x.batch * x.d_state * x.length))
-    per_group = x.n_heads // max(x.write.shape[2], x.read.shape[2])
+    per_group = max(1, x.n_heads // max(x.write.shape[2], x.read.shape[2]))
+    if not x.n_heads:
+        yield x
     for group in range(0, x.n_heads, per_group):
         for start in range(group, group + per_group, size):
             yield x.select_heads(slice(start, min(start + size, group + per_group)))

@@ -125,7 +125,7 @@ def _collect(
 
 def row_blocks(x: ScanInputs, wanted: Sequence[int], line: LineOf) -> list[Callable[[], Iterator[Rows]]]:
     """The ascending rows ``wanted`` of all heads: independent jobs, each an iterator over blocks of rows."""
-    if not wanted or not x.batch:
+    if not wanted or not x.batch or not x.n_heads:
         return []
     x = x.replace(initial=None)
     if x.has_erase:

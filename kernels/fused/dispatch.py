@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from triton import knobs
 
@@ -41,6 +43,8 @@ def refusal(x: ScanInputs) -> str | None:
     """Why these inputs cannot run here, as the end of a sentence; None when they can."""
     if not (x.value.is_cuda or _interpreted()):
         return "needs tensors on a CUDA device (or TRITON_INTERPRET=1 in the environment)"
+    if peek_interpreter_stack() is not None or _has_tangents(x):
+        return "knows neither torch.func nor forward-mode derivatives: use impl='chunked' or 'naive'"
     if x.value.dtype == torch.float64:
         return "computes in float32: float64 inputs run with impl='chunked'"
     if x.batch > _MOST_ROWS:
@@ -48,6 +52,14 @@ def refusal(x: ScanInputs) -> str | None:
             f"takes at most {_MOST_ROWS:,} sequences at a time, got {x.batch:,}: cut the batch, or use impl='chunked'"
         )
     return None
+
+
+def _has_tangents(x: ScanInputs) -> bool:
+    """Whether forward-mode derivatives are carried, which a kernel would drop without a word."""
+    # Outside of `forward_ad.dual_level` unpacking never finds any, and this is asked at every call.
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(z).tangent is not None for z in x.tensors().values())
 
 
 def _interpreted() -> bool:

@@ -10,16 +10,19 @@ others (NOTES.md), so those are checked at each size anew.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import chunked, contributions
+from .. import chunked, contributions, statistics
+from ..attention import REDUCTIONS
 from ..inputs import ScanInputs
 from . import contributions as contribution_kernels
 from . import dispatch, lines, tiles, walk
+from .rounding import next_power_of_2
+from .walk_plan import SHORTEST
 
 __all__ = ["FAMILIES", "WORK", "Check", "Sizes", "complaint", "complaint_about", "complaint_at", "needed"]
 
@@ -27,30 +30,54 @@ LIMIT = 1e-4
 """Largest relative difference: far above rounding, far below any mistake."""
 
 TOKENS = 130
-"""Of the recurrences that stand for a size: a little longer than a chunk."""
+"""Of the recurrences that are checked: a little longer than a chunk, and than two blocks of attention."""
 
 ROUGH = 3e-2
 """The same where operands or results are rounded to bfloat16."""
 
-FAMILIES = ("one channel per head", "one decay per head", "one decay per state", "a delta rule")
+ONE, UNITS, FEW, STATES, DELTA = (
+    "one channel per head", "one decay per head", "one decay per head of few channels", "one decay per state",
+    "a delta rule",
+)  # fmt: skip
+FAMILIES = {ONE: (16, 1, 8, 8), UNITS: (2, 32, 16, 1), FEW: (2, 4, 8, 1), STATES: (2, 8, 16, 16), DELTA: (2, 8, 16, 1)}
+"""Kinds of recurrence that run different kernels, and sizes of a small one: heads, channels, states, decays a head."""
+
 WORK = {
     "scan": "outputs",
+    "segments": "outputs of long sequences",
     "states": "states",
     "gradients": "gradients",
-    "tiles": "attention",
-    "reduce": "attention over heads",
-    "lines": "rows of attention",
-    "contributions": "contributions",
     "norms": "norms of states",
+    "tiles": "attention",
+    "distance": "mean distances",
+    **{f"reduce {how}": f"attention over heads ({how})" for how in REDUCTIONS},
+    "lines": "rows of attention",
+    "distance of few": "mean distances of few rows",
+    "contributions": "contributions",
 }
 """What is asked of a recurrence, and its name in a warning."""
 
+_SCANS = ("scan", "segments", "states", "gradients", "norms")
+_ON_MATRIX_UNITS = ("tiles", "distance", *(f"reduce {how}" for how in REDUCTIONS), "contributions")
+_PLAIN = ("A", "dt", "read", "value", "write")
+
 
 class Check(NamedTuple):
-    """One kind of work on one family of recurrences."""
+    """One kind of work on one family of recurrences.
+
+    Attributes:
+        family: one of `FAMILIES`.
+        work: one of `WORK`.
+        pieces: names of the tensors that the recurrence has, sorted: kernels are compiled for them.
+        states: of a head; 0 for those of `FAMILIES`, which stand for all where no matrix units are at work.
+        shared: whether all heads share one direction to read and one to write.
+    """
 
     family: str
     work: str
+    pieces: tuple[str, ...] = _PLAIN
+    states: int = 0
+    shared: bool = True
 
     def __str__(self) -> str:
         return f"the {WORK[self.work]} of recurrences with {self.family}"
@@ -67,10 +94,10 @@ class Sizes(NamedTuple):
     read_groups: int
     channels: int
     states: int
-    factored: bool
-    scaled: bool
+    pieces: tuple[str, ...]
     precision: str
     gradients: bool
+    picks: bool
 
     def __str__(self) -> str:
         return f"{self.heads} heads of {self.channels} channels, {self.states} states"
@@ -84,22 +111,33 @@ def needed(x: ScanInputs, work: str = "scan", precision: str = "float32") -> lis
         work: one of `WORK`.
         precision: of matrix products.
     """
-    recorded = torch.is_grad_enabled() and any(z.requires_grad for z in x.tensors().values())
-    family = _family(x)
-    if work not in ("scan", "states"):
-        return [Check(family, work)]
+    if not x.value.numel() or not x.d_state:  # no kernel is launched
+        return []
+    named = x.tensors()
+    recorded = torch.is_grad_enabled() and any(z.requires_grad for z in named.values())
+    pieces = tuple(sorted(named if work in _SCANS else named.keys() - {"initial"}))
+    units = dispatch.by_chunks(x)
+    states = next_power_of_2(x.d_state) if work in _ON_MATRIX_UNITS else 0
+    about = Check(_family(x), work, pieces, states, x.write.shape[2] == x.read.shape[2] == 1)
     found: list[Check | Sizes] = []
-    if work == "states" or not dispatch.by_chunks(x):
-        found.append(Check(family, work))
-    if dispatch.by_chunks(x):
-        sizes = Sizes(
-            x.value.dtype, x.write.dtype, x.read.dtype, x.n_heads, x.write.shape[2], x.read.shape[2], x.head_dim,
-            x.d_state, x.A is not None, x.dt is not None, precision, recorded,
-        )  # fmt: skip
-        found.append(sizes)
-    elif recorded and family == FAMILIES[0]:  # the others' gradients are PyTorch's
-        found.append(Check(family, "gradients"))
+    if work != "scan" or not units:
+        found.append(about)
+    if work in ("scan", "states"):
+        if units:
+            found.append(_sizes(x, pieces, precision, recorded, work == "states"))
+        elif recorded and x.head_dim == 1 and not x.has_erase:  # the others' gradients are PyTorch's
+            found.append(about._replace(work="gradients"))
+    walks = work in ("states", "norms") or (work == "scan" and not units)
+    if walks and x.length >= 2 * SHORTEST and walk.choose(x).segments > 1:
+        found.append(about._replace(work="segments"))
     return found
+
+
+def _sizes(x: ScanInputs, pieces: tuple[str, ...], precision: str, recorded: bool, picks: bool) -> Sizes:
+    return Sizes(
+        x.value.dtype, x.write.dtype, x.read.dtype, x.n_heads, x.write.shape[2], x.read.shape[2], x.head_dim,
+        x.d_state, pieces, precision, recorded, picks,
+    )  # fmt: skip
 
 
 def complaint(device: torch.device) -> str | None:
@@ -107,11 +145,11 @@ def complaint(device: torch.device) -> str | None:
 
     Takes a minute where nothing is compiled yet.
     """
-    for family, x in _cases().items():
+    for family in FAMILIES:
         for work in WORK:
-            if x.has_erase and work in ("tiles", "reduce", "lines"):  # PyTorch's work
+            if family == DELTA and work not in (*_SCANS, "contributions"):  # PyTorch's work
                 continue
-            check = Check(family, work)
+            check = Check(family, work, (*_PLAIN, "erase_read", "erase_write") if family == DELTA else _PLAIN)
             found = complaint_about(device, check)
             if found is not None:
                 return f"for {check} {found}"
@@ -121,7 +159,7 @@ def complaint(device: torch.device) -> str | None:
 @cache
 def complaint_about(device: torch.device, check: Check) -> str | None:
     """What is wrong with one kind of work on this device; None when nothing is."""
-    return _clause(device, lambda: _worst(_pairs(_cases()[check.family], device, check.work)), LIMIT)
+    return _clause(device, lambda: _worst(_pairs(_case_for(check), device, check.work)), LIMIT)
 
 
 @cache
@@ -131,12 +169,21 @@ def complaint_at(device: torch.device, of: Sizes) -> str | None:
     def worst() -> float:
         x = _case_of(of)
         there, true = x.map(lambda z: z.to(device)), x.cast(torch.float64)
-        run = partial(dispatch.run, precision=of.precision)
+        some = [3, x.length - 1]
+
+        def ours(z: ScanInputs) -> tuple[Tensor, ...]:
+            outputs = dispatch.run(z, of.precision)
+            return (*outputs, dispatch.states(z, some)) if of.picks else outputs
+
+        def truth(z: ScanInputs) -> tuple[Tensor, ...]:
+            outputs = chunked.run(z)
+            return (*outputs, chunked.states(z, some)) if of.picks else outputs
+
         if of.gradients:
-            pairs = list(zip(_gradients(there, run), _gradients(true, chunked.run), strict=True))
+            pairs = list(zip(_gradients(there, ours), _gradients(true, truth), strict=True))
         else:
             with torch.no_grad():
-                pairs = list(zip(run(there), chunked.run(true), strict=True))
+                pairs = list(zip(ours(there), truth(true), strict=True))
         # What is rounded to bfloat16 has a limit of its own.
         narrow = [of.precision != "float32" or found.dtype != torch.float32 for found, _ in pairs]
         return _worst(pairs, [LIMIT / ROUGH if rough else 1.0 for rough in narrow])
@@ -146,13 +193,16 @@ def complaint_at(device: torch.device, of: Sizes) -> str | None:
 
 def _clause(device: torch.device, worst: Callable[[], float], limit: float) -> str | None:
     try:
-        # Whatever mode the first caller is in: gradients may be needed here, in full precision.
+        # Whatever mode the first caller is in: gradients may be needed here, in full precision, on either device.
         with (
+            torch.device("cpu"),
             torch.inference_mode(False),
             torch.autocast(device.type, enabled=False),
             torch.autocast("cpu", enabled=False),
         ):
             found = worst()
+    except torch.OutOfMemoryError:  # says nothing about the kernels
+        raise
     except Exception as error:  # whatever a compiler or a driver throws
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     return None if found <= limit else f"their results differ from PyTorch's by {found:.1e}"
@@ -160,51 +210,58 @@ def _clause(device: torch.device, worst: Callable[[], float], limit: float) -> s
 
 def _family(x: ScanInputs) -> str:
     if x.has_erase:
-        return FAMILIES[3]
+        return DELTA
     if x.head_dim == 1:
-        return FAMILIES[0]
+        return ONE
     decay = x.log_decay if x.A is None else x.A
     assert decay is not None
-    return FAMILIES[1] if decay.shape[-1] == 1 or x.d_state == 1 else FAMILIES[2]
+    if decay.shape[-1] > 1 and x.d_state > 1:
+        return STATES
+    return UNITS if dispatch.by_chunks(x) else FEW
 
 
 def _case_of(of: Sizes) -> ScanInputs:
     """A random recurrence of these sizes, a little longer than a chunk."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    plain: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
-    t = TOKENS
-    decay = -torch.rand(1, t, of.heads, 1, **plain)
-    return ScanInputs(
-        value=torch.randn(1, t, of.heads, of.channels, **plain).to(of.value),
-        write=torch.randn(1, t, of.write_groups, of.states, **plain).to(of.write),
-        read=torch.randn(1, t, of.read_groups, of.states, **plain).to(of.read),
-        dt=torch.rand(1, t, of.heads, **plain) if of.factored or of.scaled else None,
-        A=-torch.rand(of.heads, 1, **plain) if of.factored else None,
-        log_decay=None if of.factored else decay,
-    )
+    x = _case(of.pieces, of.heads, of.channels, of.states, 1, of.write_groups, of.read_groups)
+    return x.replace(value=x.value.to(of.value), write=x.write.to(of.write), read=x.read.to(of.read))
 
 
-def _cases() -> dict[str, ScanInputs]:
+def _case_for(check: Check) -> ScanInputs:
+    h, p, n, decays = FAMILIES[check.family]
+    states = check.states or n
+    groups = 1 if check.shared else 2
+    return _case(check.pieces, h, p, states, decays if decays == 1 else states, groups, groups)
+
+
+def _case(
+    pieces: tuple[str, ...], h: int, p: int, n: int, decays: int, write_groups: int, read_groups: int
+) -> ScanInputs:
+    """A random recurrence of one row with these pieces."""
     # Explicit, because a program may have set other defaults.
     plain: dict[str, Any] = {
         "generator": torch.Generator("cpu").manual_seed(0),
         "dtype": torch.float32,
         "device": "cpu",
     }
+    t = TOKENS
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, **plain)
 
-    found = {}
-    for family, (h, p, n, m) in zip(FAMILIES, ((16, 1, 8, 8), (2, 32, 16, 1), (2, 8, 16, 16), (2, 8, 16, 1))):
-        dt = torch.rand(1, 70, h, **plain)
-        A = -torch.rand(h, m, **plain)
-        x = ScanInputs(normal(1, 70, h, p), normal(1, 70, 1, n), normal(1, 70, 1, n), dt=dt, A=A)
-        if family == FAMILIES[3]:
-            along = torch.nn.functional.normalize(normal(1, 70, 1, n), dim=-1)
-            x = x.replace(erase_read=along, erase_write=along * torch.rand(1, 70, 1, 1, **plain))
-        found[family] = x
-    return found
+    along = torch.nn.functional.normalize(normal(1, t, write_groups, n), dim=-1)
+    every = {
+        "value": normal(1, t, h, p),
+        "write": normal(1, t, write_groups, n),
+        "read": normal(1, t, read_groups, n),
+        "dt": torch.rand(1, t, h, **plain),
+        "A": -torch.rand(h, decays, **plain),
+        "log_decay": -torch.rand(1, t, h, decays, **plain),
+        "initial": normal(1, h, p, n),
+        "reset": (torch.arange(t, device="cpu") % 50 == 49)[None],
+        "erase_read": along,
+        "erase_write": along * torch.rand(1, t, 1, 1, **plain),
+    }
+    return ScanInputs(**{name: every[name] for name in pieces})
 
 
 def _pairs(x: ScanInputs, device: torch.device, work: str) -> list[tuple[Tensor, Tensor]]:
@@ -221,17 +278,39 @@ def _pairs(x: ScanInputs, device: torch.device, work: str) -> list[tuple[Tensor,
                 (dispatch.states(there), chunked.states(true)),
                 (dispatch.states(there, some), chunked.states(true, some)),
             ]
+        if work == "segments":
+            y, final = chunked.run(true)
+            walked = walk.forward(there, "all", plan=walk.choose(there)._replace(segments=2))
+            assert walked.y is not None
+            assert walked.states is not None
+            return [(walked.y, y), (walked.final, final), (walked.states, chunked.states(true))]
         if work == "norms":
-            return [(walk.statistics(there).norm, chunked.states(true).flatten(3).norm(dim=-1))]
+            whole = torch.cat([torch.stack(part) for _, part in statistics.blocks(true, "chunked")], 2)
+            return list(zip(walk.statistics(there), whole, strict=True))
         if work == "contributions":
-            found = contributions.norms_by(contribution_kernels, _terms(there))
-            return [(found, contributions.norms_by(None, _terms(true)))]
-        matrix = _attention(true)
-        if work == "lines":
-            return [(lines.row(there, x.length - 1), matrix[:, :, -1]), (lines.column(there, 0), matrix[..., 0])]
-        if work == "reduce":
-            return [(tiles.reduce(there, "mean_abs"), matrix.abs().mean(1))]
-        return [(tiles.dense(there), matrix)]
+            # As many rows as a tile has, far enough from the first token for sources on both sides of the boundary.
+            rows = range(max(0, x.length - contribution_kernels.BLOCK), x.length)
+            found = contributions.norms_by(contribution_kernels, _terms(there), rows=rows)
+            return [(found, contributions.norms_by(None, _terms(true), rows=rows))]
+        return _attention_pairs(there, _attention(true), work)
+
+
+def _attention_pairs(x: ScanInputs, matrix: Tensor, work: str) -> list[tuple[Tensor, Tensor]]:
+    last = x.length - 1
+    away = torch.arange(x.length, dtype=matrix.dtype)
+    mass = matrix.abs()
+    far = (mass * (away[:, None] - away)).sum(-1) / mass.sum(-1)
+    if work == "lines":
+        return [(lines.row(x, last), matrix[:, :, -1]), (lines.column(x, 0), matrix[..., 0])]
+    if work == "distance of few":
+        return [(lines.distance(x, [last]), far[..., -1:])]
+    if work == "distance":
+        return [(tiles.distance(x), far)]
+    if work == "tiles":
+        return [(tiles.dense(x), matrix)]
+    how = work.removeprefix("reduce ")
+    maps = {"mean": matrix.mean(1), "mean_abs": mass.mean(1), "max_abs": mass.amax(1), "norm": matrix.norm(dim=1)}
+    return [(tiles.reduce(x, how), maps[how])]
 
 
 def _terms(x: ScanInputs) -> contributions.Terms:
@@ -257,12 +336,14 @@ def _attention(x: ScanInputs) -> Tensor:
 def _worst(pairs: list[tuple[Tensor, Tensor]], weights: list[float] | None = None) -> float:
     """The largest difference relative to the truth; NaN when one is NaN, which no limit allows."""
     found = [(a.cpu().double() - b).abs().max() / b.abs().max() for a, b in pairs]
-    return float((torch.stack(found) * torch.tensor(weights or 1.0)).max())
+    return float((torch.stack(found) * torch.tensor(weights or [1.0])).max())
 
 
-def _gradients(x: ScanInputs, run) -> list[Tensor]:  # type: ignore[no-untyped-def]
-    pieces = {k: z.detach().requires_grad_() for k, z in x.tensors().items()}
+def _gradients(x: ScanInputs, run: Callable[[ScanInputs], tuple[Tensor, ...]]) -> list[Tensor]:
+    """What ``run`` returns, and the gradient of its sum in every piece."""
+    pieces = {k: z.detach().requires_grad_(z.is_floating_point()) for k, z in x.tensors().items()}
     with torch.enable_grad():
-        y, final = run(ScanInputs(**pieces))
-        slopes = torch.autograd.grad(y.sum() + final.sum(), list(pieces.values()))
-    return [y.detach(), final.detach(), *slopes]
+        outputs = run(ScanInputs(**pieces))
+        total = torch.stack([z.sum() for z in outputs]).sum()
+        slopes = torch.autograd.grad(total, [z for z in pieces.values() if z.requires_grad])
+    return [*(z.detach() for z in outputs), *slopes]

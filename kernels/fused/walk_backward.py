@@ -317,6 +317,6 @@ def _slots(
         dstates = torch.zeros(shape, dtype=torch.float32, device=dstates.device).index_add_(1, index, dstates.float())
     else:
         slot = {t: i for i, t in enumerate(picks)}
-    table = torch.full((x.length,), -1, dtype=torch.int32)
-    table[list(slot)] = torch.tensor(list(slot.values()), dtype=torch.int32)
+    table = torch.full((x.length,), -1, dtype=torch.int32, device="cpu")
+    table[list(slot)] = torch.tensor(list(slot.values()), dtype=torch.int32, device="cpu")
     return dstates, table.to(dstates.device), 1

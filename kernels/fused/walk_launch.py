@@ -202,7 +202,7 @@ def _numbers(form: Form) -> dict[str, int]:
 def _slots(picks: Sequence[int], length: int, device: torch.device) -> Tensor:
     """(t,) int32: where the state after a token goes, -1 for nowhere."""
     first = {position: slot for slot, position in reversed(list(enumerate(picks)))}
-    pairs = torch.tensor([[*first.keys()], [*first.values()]], dtype=torch.int64)
+    pairs = torch.tensor([[*first.keys()], [*first.values()]], dtype=torch.int64, device="cpu")
     if device.type == "cuda":
         pairs = pairs.pin_memory().to(device, non_blocking=True)
     return torch.full((length,), -1, dtype=torch.int32, device=device).index_copy_(0, pairs[0], pairs[1].int())

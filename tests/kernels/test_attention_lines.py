@@ -203,3 +203,14 @@ def test_fused_row_blocks_say_the_same(budget: int, monkeypatch: pytest.MonkeyPa
     found = [attention.quantile(x, SHARES, rows), *attention.topk(x, 3, rows)]
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a.cpu(), b) if b.dtype == torch.int64 else relative_error(a.cpu(), b) < 1e-5
+
+
+@pytest.mark.parametrize("resolved", ["chunked", "triton"])
+def test_no_head_has_no_lines(resolved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_mass, "resolve", lambda impl, x, work: resolved)
+    directions = torch.zeros(2, 20, 1, 3)
+    x = ScanInputs(torch.zeros(2, 20, 0, 4), directions, directions, log_decay=torch.zeros(2, 20, 0, 1))
+    assert attention.row(x, 3).shape == attention.column(x, 3).shape == (2, 0, 20)
+    assert attention.distance(x, [3]).shape == (2, 0, 1)
+    assert attention.quantile(x, 0.5).shape == (2, 0, 20)
+    assert attention.topk(x, 2)[1].shape == (2, 0, 20, 2)

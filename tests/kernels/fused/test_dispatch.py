@@ -10,9 +10,10 @@ import torch
 from scan_cases import DECAYS, Case, gradients, make, relative_error
 from tolerances import GRAD_TOL, TOL
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ssmlens.kernels import attention, backend, naive, scan
-from ssmlens.kernels.fused import dispatch, selfcheck
+from ssmlens.kernels.fused import dispatch, selfcheck, walk
 from ssmlens.kernels.inputs import ScanInputs
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -123,13 +124,135 @@ def forgetful() -> Iterator[None]:
         each.cache_clear()
 
 
-@pytest.mark.parametrize("family", selfcheck.FAMILIES)
-def test_every_kind_of_work_passes_its_check(family: str, forgetful: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = selfcheck._cases()[family]
-    short = x.slice(0, 9).select_heads(slice(0, 2)) if x.head_dim == 1 else x.slice(0, 9)
-    monkeypatch.setattr(selfcheck, "_cases", lambda: {family: short})
-    assert selfcheck._family(x) == selfcheck._family(short) == family
+SMALL = {
+    selfcheck.ONE: (2, 1, 3, 3),
+    selfcheck.UNITS: (2, 8, 3, 1),
+    selfcheck.FEW: (2, 2, 3, 1),
+    selfcheck.STATES: (2, 2, 3, 3),
+    selfcheck.DELTA: (2, 2, 3, 1),
+}
+
+
+@pytest.fixture
+def small(forgetful: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks with few tokens and heads, for the interpreter."""
+    monkeypatch.setattr(selfcheck, "FAMILIES", SMALL)
+    monkeypatch.setattr(selfcheck, "TOKENS", 9)
+
+
+def test_every_kind_of_work_passes_its_check(small: None) -> None:
     assert selfcheck.complaint(torch.device(DEVICE)) is None
+
+
+def test_checks_work_beside_other_default_devices(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcheck, "FAMILIES", {selfcheck.STATES: SMALL[selfcheck.STATES]})
+    with torch.device("meta"):
+        assert selfcheck.complaint(torch.device(DEVICE)) is None
+
+
+@pytest.mark.parametrize("p", [1, 8])
+def test_states_are_handed_out_whatever_the_default_device(p: int) -> None:
+    x = there(make(Case(t=5, h=2, p=p, g=1, n=3, b=1), torch.float32))
+    x = x.replace(value=x.value.requires_grad_())
+
+    def found() -> tuple[Tensor, Tensor]:
+        states = scan.states(x, [3, 1], impl="triton")
+        return states, *torch.autograd.grad(states.square().sum(), x.value)
+
+    expected = found()
+    with torch.device("meta"):
+        assert all(torch.equal(a, b) for a, b in zip(found(), expected, strict=True))
+
+
+PIECES = {
+    "factored": ("A", "dt", "read", "value", "write"),
+    "packed": ("A", "dt", "initial", "read", "reset", "value", "write"),
+    "logs": ("log_decay", "read", "value", "write"),
+    "scaled logs": ("dt", "log_decay", "read", "value", "write"),
+}
+
+
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+@pytest.mark.parametrize("family", [selfcheck.ONE, selfcheck.FEW, selfcheck.STATES, selfcheck.UNITS])
+def test_a_check_runs_what_the_work_runs(family: str, pieces: tuple[str, ...], small: None) -> None:
+    """A recurrence with the same pieces, of the same family, states and groups; so for every one of them."""
+    check = selfcheck.Check(family, "scan", pieces, 3, shared=False)
+    x = selfcheck._case_for(check)
+    assert selfcheck._family(x) == family
+    assert sorted(x.tensors()) == list(pieces)
+    assert x.write.shape[2:] == x.read.shape[2:] == (2, 3)
+    for work in ("scan", "gradients", "norms", "tiles", "reduce norm", "lines", "distance of few"):
+        inside = pieces if work in selfcheck._SCANS else tuple(k for k in pieces if k != "initial")
+        assert selfcheck.complaint_about(torch.device(DEVICE), check._replace(work=work, pieces=inside)) is None
+        if work not in ("scan", "gradients"):
+            (wanted,) = selfcheck.needed(x, work)
+            assert wanted == check._replace(
+                work=work, pieces=inside, states=4 if work in selfcheck._ON_MATRIX_UNITS else 0
+            )
+
+
+def test_contributions_of_far_sources_are_checked(forgetful: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcheck, "FAMILIES", {selfcheck.ONE: (1, 1, 2, 2)})
+    monkeypatch.setattr("ssmlens.kernels.contribution_tiles._CPU_ROWS", 64)
+    shapes = []
+    for name in ("far", "tapped"):
+        right = getattr(selfcheck.contribution_kernels, name)
+
+        def spy(parts: Any, *rest: Any, right: Any = right, name: str = name) -> Tensor:
+            shapes.append((name, *right(parts, *rest).shape[1:]))
+            return right(parts, *rest)
+
+        monkeypatch.setattr(selfcheck.contribution_kernels, name, spy)
+    check = selfcheck.Check(selfcheck.ONE, "contributions")
+    assert selfcheck.complaint_about(torch.device(DEVICE), check) is None
+    assert shapes == [("far", 64, 64), ("tapped", 64, 128)]
+
+
+@pytest.mark.parametrize("sizes", [{"b": 0}, {"t": 0}, {"n": 0}, {"h": 0, "g": 1}], ids=str)
+def test_nothing_to_compute_needs_no_check(sizes: dict[str, int]) -> None:
+    many = {"b": 1, "t": 5, "h": 2, "p": 8, "n": 3, "g": 1} | sizes
+    b, t, h, p, n, g = many.values()
+    x = ScanInputs(
+        torch.zeros(b, t, h, p), torch.zeros(b, t, g, n), torch.zeros(b, t, g, n), log_decay=torch.zeros(b, t, h, 1)
+    )
+    for work in selfcheck.WORK:
+        assert selfcheck.needed(x, work) == []
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # in torch itself
+def test_forward_mode_derivatives_are_refused_not_dropped() -> None:
+    x = there(make(Case(t=5, h=2, p=8, g=1, n=3, b=1), torch.float32))
+
+    def outputs(impl: str) -> Callable[[Tensor], Tensor]:
+        return lambda z: scan.run(x.replace(write=z), impl=impl)[0]
+
+    _, true = torch.func.jvp(outputs("naive"), (x.write,), (x.write,))
+    _, found = torch.func.jvp(outputs("auto"), (x.write,), (x.write,))
+    assert relative_error(found, true) < TOL[torch.float32]
+    with pytest.raises(ValueError, match="forward-mode derivatives"):
+        torch.func.jvp(outputs("triton"), (x.write,), (x.write,))
+    with forward_ad.dual_level():
+        both = forward_ad.make_dual(x.write, x.write)
+        with pytest.raises(ValueError, match="forward-mode derivatives"):
+            outputs("triton")(both)
+        with pytest.raises(ValueError, match="forward-mode derivatives"):
+            attention.row(x.replace(write=both), 3, impl="triton")
+        assert relative_error(forward_ad.unpack_dual(outputs("auto")(both)).tangent, true) < TOL[torch.float32]
+        outputs("triton")(x.write)  # nothing to drop
+
+
+def test_no_memory_for_a_check_says_nothing_about_the_kernels(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = selfcheck._pairs
+
+    def full(*arguments: Any) -> list[tuple[Tensor, Tensor]]:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(selfcheck, "_pairs", full)
+    check = selfcheck.Check(selfcheck.ONE, "scan")
+    with pytest.raises(torch.OutOfMemoryError):
+        backend._passed(torch.device(DEVICE), check)
+    monkeypatch.setattr(selfcheck, "_pairs", right)
+    assert backend._passed(torch.device(DEVICE), check)
 
 
 def test_only_what_is_about_to_run_is_checked() -> None:
@@ -152,18 +275,25 @@ def test_only_what_is_about_to_run_is_checked() -> None:
         "2 heads of 8 channels, 4 states",
     ]
     assert asked(many, "norms") == ["the norms of states of recurrences with one decay per head"]
+    few = make(Case(t=3, h=2, p=4, g=1, n=4, decay="dt*A head", b=1), torch.float32)
+    assert asked(few) == ["the outputs of recurrences with one decay per head of few channels"]
+    assert asked(few.replace(value=few.value.clone().requires_grad_())) == asked(few)  # PyTorch's gradients
+    assert asked(one, "reduce norm") == [f"the attention over heads (norm) {first}"]
     assert asked(erasing.replace(value=erasing.value.clone().requires_grad_())) == [
         "the outputs of recurrences with a delta rule"
     ]
+    long = make(Case(t=1000, h=2, p=4, g=1, n=4, decay="dt*A head", b=1), torch.float32)
+    assert walk.choose(long).segments > 1
+    assert [check.work for check in selfcheck.needed(long)] == ["scan", "segments"]
+    assert [check.work for check in selfcheck.needed(long, "norms")] == ["norms", "segments"]
+    assert [check.work for check in selfcheck.needed(long, "tiles")] == ["tiles"]
 
 
 @pytest.mark.parametrize("work", list(selfcheck.WORK))
-def test_wrong_kernels_are_not_used(work: str, forgetful: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_kernels_are_not_used(work: str, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device(DEVICE)
     right = selfcheck._pairs
-    short = {selfcheck.FAMILIES[0]: make(Case(t=5, h=2, p=1, g=1, b=1), torch.float32)}
-    monkeypatch.setattr(selfcheck, "_cases", lambda: short)
-    check = selfcheck.Check(selfcheck.FAMILIES[0], work)
+    check = selfcheck.Check(selfcheck.ONE, work)
 
     def nearly(*arguments: Any) -> list[tuple[Tensor, Tensor]]:
         return [(a * 1.01, b) for a, b in right(*arguments)]
@@ -199,6 +329,14 @@ def test_matrix_units_are_checked_at_each_size(
     assert (of.channels, of.states, of.gradients) == (8, 4, gradients)
     assert selfcheck.complaint_at(device, of) is None
     assert selfcheck.complaint_at(device, of._replace(value=torch.bfloat16, precision="bfloat16")) is None
+    handed_out = of._replace(picks=True)
+    assert (handed_out,) == tuple(c for c in selfcheck.needed(x, "states") if isinstance(c, selfcheck.Sizes))
+    assert selfcheck.complaint_at(device, handed_out) is None
+    right_states = dispatch.states
+    with monkeypatch.context() as patched:
+        patched.setattr(dispatch, "states", lambda x, at: right_states(x, at) * 1.01)
+        selfcheck.complaint_at.cache_clear()
+        assert "differ" in str(selfcheck.complaint_at(device, handed_out))
     right = dispatch.run
 
     def wrong(x: ScanInputs, precision: str = "float32") -> tuple[Tensor, Tensor]:

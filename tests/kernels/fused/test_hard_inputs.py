@@ -195,15 +195,16 @@ def test_other_defaults_change_nothing(case: Case) -> None:
 def test_the_check_of_the_device_works_in_any_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first call may come from inference mode, autocast, or a program with other defaults."""
     device = torch.device(DEVICE)
-    small = {k: selfcheck._cases()[k].slice(0, 3).select_heads(slice(0, 2)) for k in selfcheck.FAMILIES[:2]}
+    monkeypatch.setattr(selfcheck, "TOKENS", 3)
+    monkeypatch.setattr(selfcheck, "FAMILIES", {selfcheck.ONE: (2, 1, 8, 8), selfcheck.UNITS: (2, 32, 16, 1)})
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        assert all(z.dtype == F32 for x in selfcheck._cases().values() for z in x.tensors().values())
-        monkeypatch.setattr(selfcheck, "_cases", lambda: small)
+        checks = [selfcheck.Check(*both) for both in product(selfcheck.FAMILIES, ("scan", "gradients"))]
+        assert all(z.dtype == F32 for check in checks for z in selfcheck._case_for(check).tensors().values())
         with torch.inference_mode(), torch.autocast(DEVICE, dtype=torch.bfloat16):
-            for family, work in product(small, ("scan", "gradients")):
-                assert selfcheck.complaint_about.__wrapped__(device, selfcheck.Check(family, work)) is None
+            for check in checks:
+                assert selfcheck.complaint_about.__wrapped__(device, check) is None
     finally:
         torch.set_default_dtype(before)
 
