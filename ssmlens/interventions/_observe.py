@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmlens.errors import LayerError, SsmlensError
+from ssmlens.errors import SsmlensError
 from ssmlens.interventions._contrast import Contrast, contrast
 from ssmlens.interventions._forward import Changes, Watch, forward, run
 from ssmlens.interventions._knockout import PATHS, blocking
 from ssmlens.interventions._lenses import unembed
-from ssmlens.interventions._patch import putting
-from ssmlens.interventions._positions import last_real
+from ssmlens.interventions._patch import READS, putting
+from ssmlens.interventions._positions import last_real, one_head, whole
 from ssmlens.interventions._scan import Seen
 from ssmlens.interventions._seen import attention_map, state_norms
 from ssmlens.interventions._steer import StateEdit, editing
@@ -112,9 +112,12 @@ class Observed:
             how: a reduction over heads, see `ImplicitAttention.reduce`, or the index of one head.
 
         Raises:
-            LayerError: when the layer has no recurrence.
+            LayerError: when the layer has no recurrence, or no such head.
+            ValueError: for an unknown reduction.
             SsmlensError: when an edit's function passed this layer's state on, which is no factor.
         """
+        if not isinstance(how, str):
+            how = one_head(how, self.before[layer].recurrence.n_heads, layer)
         return Sides(attention_map(self._plain(layer), how), attention_map(self._changed(layer), how))
 
     def state_norm(self, layer: int, head: int | None = None) -> Sides:
@@ -130,9 +133,8 @@ class Observed:
         Raises:
             LayerError: when the layer has no recurrence, or no such head.
         """
-        heads = self.before[layer].recurrence.n_heads
-        if head is not None and not -heads <= head < heads:
-            raise LayerError(f"head {head} does not exist in layer {layer}: choose from 0 to {heads - 1}")
+        if head is not None:
+            head = one_head(head, self.before[layer].recurrence.n_heads, layer)
         found = [state_norms(seen, head) for seen in (self._plain(layer), self._changed(layer))]
         real = self._real
         return Sides(*(torch.where(real, x.cpu(), torch.nan) for x in found))
@@ -206,11 +208,12 @@ class Observed:
         logits = self.before.logits[rows, where].cpu()
         if token is None:
             return logits.argmax(-1)
-        if not 0 <= token < logits.shape[-1]:
+        index = whole(token)
+        if index is None or not 0 <= index < logits.shape[-1]:
             raise SsmlensError(
-                f"token {token} is outside the vocabulary: choose an id from 0 to {logits.shape[-1] - 1}"
+                f"token {token!r} is outside the vocabulary: choose an id from 0 to {logits.shape[-1] - 1}"
             )
-        return torch.full((len(rows),), token, dtype=torch.long)
+        return torch.full((len(rows),), index, dtype=torch.long)
 
     def _plain(self, layer: int) -> Seen:
         return Seen(self.before[layer].recurrence)
@@ -257,6 +260,8 @@ def observe(
 
 
 def _changes(lens: Lens, batch: Batch, change: Any, read: str) -> Changes:
+    if read not in READS:
+        raise SsmlensError(f"unknown read {read!r}: choose one of {', '.join(READS)}")
     if isinstance(change, Knockout):
         return blocking(
             lens, batch, change.sources, change.targets, change.layers, change.paths, change.decay, change.pairs

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmlens.errors import SsmlensError
+from ssmlens.errors import LayerError, SsmlensError
 
-__all__ = ["last_real", "mask_of", "one_position"]
+__all__ = ["last_real", "mask_of", "one_head", "one_position", "whole"]
 
 
 def mask_of(positions: Any, lengths: Tensor, name: str) -> Tensor:
@@ -51,13 +51,32 @@ def one_position(k: Any, length: int, name: str) -> int:
     Raises:
         SsmlensError: when it is no integer or the row has no such token.
     """
-    try:
-        index = operator.index(k)
-    except TypeError:
-        raise SsmlensError(f"{name} holds token positions (integers), got {k!r}") from None
-    if isinstance(k, bool) or not -length <= index < length:
+    index = whole(k)
+    if index is None and not isinstance(k, bool):
+        raise SsmlensError(f"{name} holds token positions (integers), got {k!r}")
+    if index is None or not -length <= index < length:
         raise SsmlensError(f"{name} holds position {k!r}, but the row has {length} tokens (0 to {length - 1})")
     return index % length
+
+
+def one_head(head: Any, n_heads: int, layer: int) -> int:
+    """A head of a layer as a number from 0.
+
+    Raises:
+        LayerError: when it is no integer or the layer has no such head.
+    """
+    index = whole(head)
+    if index is None or not -n_heads <= index < n_heads:
+        raise LayerError(f"head {head!r} does not exist in layer {layer}: choose from 0 to {n_heads - 1}")
+    return index % n_heads
+
+
+def whole(x: Any) -> int | None:
+    """An integer of any library as Python's; None for what is none."""
+    try:
+        return None if isinstance(x, bool) else operator.index(x)
+    except TypeError:
+        return None
 
 
 def last_real(position: int, lengths: Tensor) -> Tensor:

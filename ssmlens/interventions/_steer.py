@@ -6,17 +6,17 @@ state goes into the model's cache, and the model continues from it with its own 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssmlens.errors import LayerError, SsmlensError
+from ssmlens.errors import SsmlensError
 from ssmlens.interventions._forward import Changes, forward, run
 from ssmlens.interventions._patch import READS
-from ssmlens.interventions._positions import one_position
+from ssmlens.interventions._positions import one_head, one_position
 from ssmlens.interventions._scan import Scan
 from ssmlens.lens import Lens
 from ssmlens.prompt import Batch, prepare
@@ -55,11 +55,11 @@ class StateEdit:
         """The changed state, like ``h``."""
         new = h
         if self.set is not None:
-            new = torch.as_tensor(self.set, dtype=h.dtype, device=h.device).expand_as(h)
+            new = self._number("set", h).expand_as(h)
         if self.scale is not None:
             new = new * self.scale
         if self.add is not None:
-            new = new + torch.as_tensor(self.add, dtype=h.dtype, device=h.device)
+            new = new + self._number("add", h)
         if self.function is not None:
             new = self.function(new)
         if new.shape != h.shape:
@@ -69,6 +69,19 @@ class StateEdit:
         keep = torch.ones(h.shape[1], dtype=torch.bool, device=h.device)
         keep[list(self.heads)] = False
         return torch.where(keep[:, None, None], h, new)
+
+    def _number(self, name: str, h: Tensor) -> Tensor:
+        """What is added or set, which has to broadcast to the state."""
+        given = getattr(self, name)
+        try:
+            found = torch.as_tensor(given, dtype=h.dtype, device=h.device)
+            found.expand_as(h)
+        except (TypeError, ValueError, RuntimeError):
+            got = f"a tensor {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
+            raise SsmlensError(
+                f"{name} of an edit is a number or a tensor that broadcasts to the state {tuple(h.shape)}, got {got}"
+            ) from None
+        return found
 
     def gain(self, n_heads: int) -> Tensor:
         """(h,) factor that is left of what each head's state held: 0 for ``set``, NaN behind a ``function``."""
@@ -203,12 +216,12 @@ def _check(lens: Lens, edits: list[StateEdit], read: str, method: str, new_token
         lens._choose([e.layer])
         if all(x is None for x in (e.add, e.set, e.scale, e.function)):
             raise SsmlensError(f"the edit of layer {e.layer} names no change: give add, set, scale or function")
+        if e.heads is not None and (isinstance(e.heads, str) or not isinstance(e.heads, Iterable)):
+            raise SsmlensError(f"heads of an edit is a list of head indices, got {e.heads!r}")
         if e.heads is not None and not len(list(e.heads)):
             raise SsmlensError(f"the edit of layer {e.layer} names no head, so it would touch nothing")
-        heads = _n_heads(lens, e.layer)
-        for i in e.heads or ():
-            if not -heads <= i < heads:
-                raise LayerError(f"head {i} does not exist in layer {e.layer}: choose from 0 to {heads - 1}")
+        for i in () if e.heads is None else e.heads:
+            one_head(i, _n_heads(lens, e.layer), e.layer)
 
 
 def _no_cache(lens: Lens, beyond: bool) -> str:
@@ -229,7 +242,8 @@ def _steps(edits: list[StateEdit], prompt: int, total: int, read: str) -> list[l
     """For each edit its steps in a row of ``prompt`` tokens that grows to ``total``."""
     found = []
     for e in edits:
-        listed = list(range(total)) if e.step is None else [e.step] if isinstance(e.step, int) else list(e.step)
+        several = isinstance(e.step, Iterable) and not isinstance(e.step, str)
+        listed: list[Any] = list(range(total)) if e.step is None else list(e.step) if several else [e.step]  # type: ignore[arg-type]
         # Nothing returned reads the state after the last token when only later steps do.
         steps = {t if isinstance(t, int) and prompt <= t < total else one_position(t, prompt, "step") for t in listed}
         if not steps or (read == "next" and steps == {total - 1}):

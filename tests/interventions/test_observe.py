@@ -195,6 +195,13 @@ def test_what_cannot_be_asked_is_refused_in_words(lens: ssmlens.Lens) -> None:
         found.attention(9)
     with pytest.raises(LayerError, match="head 99"):
         found.state_norm(0, 99)
+    for head in (99, 0.5):
+        with pytest.raises(LayerError, match=f"head {head}"):
+            found.attention(1, head)  # type: ignore[arg-type]
+    with pytest.raises(SsmlensError, match="vocabulary"):
+        found.lens(1.5)  # type: ignore[arg-type]
+    with pytest.raises(SsmlensError, match="unknown read 'then': choose one of now, next"):
+        observe(lens, IDS, Knockout(1), read="then")
     with pytest.raises(SsmlensError, match="position"):
         found.attribution(position=11)
     with pytest.raises(SsmlensError, match="vocabulary"):

@@ -197,6 +197,11 @@ def test_moving_a_state_moves_what_a_recall_model_says(name: str) -> None:
         (StateEdit(2, 3, add=1.0), {}, "layer 2 does not exist"),
         (StateEdit(0, 3, add=1.0, heads=[]), {}, "names no head"),
         (StateEdit(0, 3, add=1.0, heads=[99]), {}, "head 99 does not exist"),
+        (StateEdit(0, 3, add=1.0, heads=[0.5]), {}, "head 0.5 does not exist"),  # type: ignore[list-item]
+        (StateEdit(0, 3, add=1.0, heads=2), {}, "heads of an edit is a list of head indices, got 2"),  # type: ignore[arg-type]
+        (StateEdit(0, 1.5, add=1.0), {}, "step holds token positions"),  # type: ignore[arg-type]
+        (StateEdit(0, 3, add=torch.ones(99)), {}, r"add of an edit is .* got a tensor \(99,\)"),
+        (StateEdit(0, 3, set="0"), {}, "set of an edit is a number or a tensor .* got '0'"),  # type: ignore[arg-type]
         (StateEdit(0, 3, function=lambda h: h[0]), {}, "an edit returns a state like"),
         (StateEdit(0, 3, add=1.0), {"read": "then"}, "unknown read"),
         (StateEdit(0, 3, add=1.0), {"method": "fast"}, "unknown method"),
