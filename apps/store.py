@@ -61,6 +61,9 @@ MAX_SUMMARIES = 16
 MAX_LENS_READINGS = 4
 MAX_ATTRIBUTIONS = 64
 
+MAX_TOKEN_CHARACTERS = 64
+"""More characters than this for each allowed token are refused unread."""
+
 LENSES: dict[str, Callable[[ssmlens.Trace], LensReading]] = {"logit lens": logit_lens, "tuned lens": tuned_lens}
 
 Key = tuple[str, tuple[int, ...]]
@@ -132,6 +135,12 @@ def read(model: Opened, text: str, max_tokens: int) -> Reading:
     """
     if not text.strip():
         raise PromptError("the text is empty: type at least one word")
+    # Cutting millions of characters into tokens takes seconds from everybody, only to refuse them.
+    if len(text) > max_tokens * MAX_TOKEN_CHARACTERS:
+        raise PromptError(
+            f"the text has {len(text)} characters and this page traces at most {max_tokens} tokens: shorten it, or "
+            "start the app with a larger --max-tokens"
+        )
     ids = prepare(text, model.lens.tokenizer, model.lens.vocab_size).ids
     if ids.shape[1] > max_tokens:
         raise PromptError(

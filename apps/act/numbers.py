@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from ssmlens.interventions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     import pandas as pd
 
@@ -37,6 +39,7 @@ __all__ = [
     "MAX_RUNS",
     "Change",
     "Edit",
+    "Patchings",
     "Sided",
     "both_courses",
     "both_maps",
@@ -47,6 +50,7 @@ __all__ = [
     "observed",
     "other_token",
     "patched",
+    "patchings",
     "steered",
     "steering",
     "top",
@@ -111,7 +115,37 @@ def leaks(key: store.Key, source: int, layers: tuple[int, ...] | None, _lens: ss
     return knockout_leak(_lens, list(key[1]), source, layers=layers)
 
 
-@st.cache_resource(max_entries=MAX_PATCHINGS, show_spinner=False)
+class Patchings:
+    """What was patched, by everything that it depends on, the longest unused dropped first.
+
+    Not a cache of Streamlit's: those forbid to draw the progress, and a page that draws it can be left meanwhile.
+    """
+
+    def __init__(self, most: int = MAX_PATCHINGS) -> None:
+        self._found: OrderedDict[Hashable, Patching] = OrderedDict()
+        self._lock = threading.Lock()
+        self._most = most
+
+    def get(self, key: Hashable, make: Callable[[], Patching]) -> Patching:
+        """What is kept under this key, made where it is not; kept only once it is whole."""
+        with self._lock:
+            found = self._found.get(key)
+        if found is None:
+            found = make()
+        with self._lock:
+            self._found[key] = found
+            self._found.move_to_end(key)
+            while len(self._found) > self._most:
+                self._found.popitem(last=False)
+        return found
+
+
+@st.cache_resource(show_spinner=False)
+def patchings() -> Patchings:
+    """What this server keeps."""
+    return Patchings()
+
+
 def patched(
     key: store.Key,
     corrupt: tuple[int, ...] | str,
@@ -119,13 +153,17 @@ def patched(
     metric: str,
     positions: tuple[int, ...],
     position: int,
-    _layers: tuple[int, ...],
-    _lens: ssmlens.Lens,
+    layers: tuple[int, ...],
+    lens: ssmlens.Lens,
+    progress: Callable[[int, int], None],
 ) -> Patching:
     """Every layer at these positions, patched one by one."""
-    sites = [(kind, layer, t) for layer in _layers for t in positions]
+    sites = [(kind, layer, t) for layer in layers for t in positions]
     other = corrupt if isinstance(corrupt, str) else list(corrupt)
-    return patch(_lens, list(key[1]), other, sites, metric, position=position)
+    return patchings().get(
+        (key, corrupt, kind, metric, positions, position),
+        lambda: patch(lens, list(key[1]), other, sites, metric, position=position, progress=progress),
+    )
 
 
 def top(found: Patching, decode: Callable[[Sequence[int]], str] | None) -> str:

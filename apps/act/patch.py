@@ -72,10 +72,7 @@ def patching(reading: store.Reading) -> None:
         st.info("All tokens of this text are the same: write a corrupt text of as many tokens.")
         return
     layers = tuple(sorted(reading.trace.mixers))
-    with st.spinner(f"Patching {len(layers) * len(asked.positions)} sites ..."):
-        found = numbers.patched(
-            reading.key, asked.corrupt, asked.kind, asked.metric, asked.positions, asked.target, layers, reading.lens
-        )
+    found = _found(reading, asked, layers)
     left, right = st.columns(2)
     layer = controls.layer(reading, left)
     pin = _pinned(reading, asked, right)
@@ -98,6 +95,22 @@ def patching(reading: store.Reading) -> None:
     )
     explain(wording.PINNED)
     beside.figures(reading, _beside(reading, asked, (asked.kind, layer, pin)))
+
+
+def _found(reading: store.Reading, asked: Asked, layers: tuple[int, ...]) -> Patching:
+    """Every site patched. Drawing how far it is lets Streamlit end it when the visitor changes or leaves the page."""
+    place = st.empty()
+
+    def tell(done: int, total: int) -> None:
+        place.progress(done / total, text=f"Patched {done} of {total} sites; any other choice ends this")
+
+    with place, st.spinner("Running the clean and the corrupt text ..."):
+        found = numbers.patched(
+            reading.key, asked.corrupt, asked.kind, asked.metric, asked.positions, asked.target, layers, reading.lens,
+            tell,
+        )  # fmt: skip
+    place.empty()
+    return found
 
 
 def _beside(reading: store.Reading, asked: Asked, site: tuple[str, int, int]) -> beside.Asked:

@@ -60,6 +60,7 @@ def patch(
     position: int = -1,
     window: int = 1,
     read: str = "now",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Patching:
     """Run ``corrupt`` once for each site with the activation of ``clean`` put in there.
 
@@ -81,6 +82,7 @@ def patch(
         window: number of consecutive layers that one site patches, around its own, as far as they exist.
         read: "now": the output of the patched step reads the patched state, as in y[t] = C h[t]; "next": only the
             steps after it do.
+        progress: called with the sites done and the sites there are, after each batch of them.
 
     Returns:
         The `Patching`: value, effect and share recovered for each site, both runs, and a table.
@@ -106,6 +108,8 @@ def patch(
         many = _repeat(bad, len(group))
         logits = forward(lens, many, run.changes(noise(len(group)) if noise else None))
         values += [judge.function(x) for x in logits.split(len(good.lengths))]
+        if progress is not None:
+            progress(len(values), len(chosen))
     return Patching(
         sites=tuple(chosen),
         value=torch.stack(values).cpu(),

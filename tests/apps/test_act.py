@@ -213,3 +213,48 @@ def test_a_model_without_recurrence_is_told_why(
     app = page(at=at, **TINY).run()
     assert messages(app) == []
     assert app.info[0].value == "This page cannot show two because none of its layers has a recurrence."
+
+
+def test_patching_tells_how_far_it_is_and_can_be_ended_by_another_choice(
+    page: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamlit.runtime.scriptrunner_utils.exceptions import StopException
+
+    from ssmlens.apps.act import numbers
+
+    told: list[tuple[int, int]] = []
+    original, leaves = numbers.patch, [True]
+
+    def patch(*args: Any, progress: Callable[[int, int], None], **given: Any) -> Any:
+        def tell(done: int, total: int) -> None:
+            progress(done, total)
+            told.append((done, total))
+            if leaves.pop() if leaves else False:
+                # What Streamlit raises from any drawing once the visitor has chosen something else.
+                raise StopException
+
+        return original(*args, progress=tell, **given)
+
+    monkeypatch.setattr(numbers, "patch", patch)
+    app = page(at="patch", model=RECALL, text=PROMPT, where="everywhere").run()
+    assert messages(app) == []
+    assert told[-1][1] == 2 * 11
+    assert not app.metric
+    app.run()
+    assert messages(app) == []
+    assert told[-1] == (22, 22)
+    assert app.metric
+    before = len(told)
+    app.run()
+    assert len(told) == before
+
+
+def test_what_was_patched_is_kept_whole_and_bounded() -> None:
+    from ssmlens.apps.act.numbers import Patchings
+
+    kept = Patchings(most=2)
+    with pytest.raises(KeyboardInterrupt):
+        kept.get("a", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    made = [kept.get(name, lambda name=name: [name]) for name in "abacab"]  # type: ignore[misc]
+    assert made[0] is made[2] is made[4]
+    assert made[1] is not made[5]

@@ -111,6 +111,16 @@ def test_text_beyond_the_limit_is_a_message_and_stays(
     assert traced == []
 
 
+def test_millions_of_characters_are_refused_unread(page: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssmlens.apps import store
+
+    app = page(folder="two", **LOCAL).run()
+    monkeypatch.setattr(store, "prepare", lambda *args: pytest.fail("the text was cut into tokens"))
+    app.text_area(key="text").set_value("word " * 100_000).run()
+    (message,) = messages(app)
+    assert message.startswith("The text has 500000 characters and this page traces at most 512 tokens")
+
+
 def test_an_error_does_not_lose_the_view(page: Callable[..., Any]) -> None:
     app = page(folder="two", layer="2", **LOCAL).run()
     app.text_area(key="text").set_value("").run()

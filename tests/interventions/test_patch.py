@@ -77,6 +77,20 @@ def test_every_kind_of_site_is_what_its_definition_says(lens: ssmlens.Lens, kind
     assert gap(whole[0], by_hand(lens, kind, [1], list(range(11)), read)) <= 1e-12
 
 
+def test_progress_counts_the_sites_and_may_end_the_run(lens: ssmlens.Lens) -> None:
+    told: list[tuple[int, int]] = []
+    found = patch(lens, CLEAN, CORRUPT, ["residual", "mixer"], "kl", progress=lambda *steps: told.append(steps))
+    counts = [done for done, _ in told]
+    assert counts == sorted(set(counts))
+    assert told[-1] == (len(found.sites), len(found.sites))
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        patch(lens, CLEAN, CORRUPT, "residual", "kl", progress=stop)
+
+
 def test_t4_patching_everything_gives_the_clean_run(lens: ssmlens.Lens) -> None:
     clean = lens.trace(CLEAN).logits[0]
     for logits in logits_of(lens, [(k, "all") for k in range(3)]):
