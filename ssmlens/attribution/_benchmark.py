@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ssmlens.analyses._bootstrap import ratio_interval
 from ssmlens.attribution._baselines import Baseline
 from ssmlens.attribution._faithfulness import BETTER, measure
 from ssmlens.attribution._forward import Network
@@ -72,7 +73,7 @@ class Benchmark:
 
     def table(self, seed: int = 0) -> pd.DataFrame:
         """One row per method, baseline and metric: mean with a 95 % interval, and the paired gain over random orders
-        with its interval (positive is better)."""
+        with its interval (positive is better). Prompts on which a metric is not defined are left out."""
         import pandas as pd
 
         rows = []
@@ -84,11 +85,11 @@ class Benchmark:
                 "metric": metric,
                 "better": BETTER.get(metric, "higher"),
             }
-            row |= {"prompts": len(found), "mean": float(found.mean()), "low": low, "high": high}
+            row |= {"prompts": len(found), "mean": float(found.nanmean()), "low": low, "high": high}
             chance = self.random_orders.get((baseline, metric))
             if chance is not None:
                 gain = (found - chance) * (1 if row["better"] == "higher" else -1)
-                row["gain"] = float(gain.mean())
+                row["gain"] = float(gain.nanmean())
                 row["gain_low"], row["gain_high"] = bootstrap(gain, seed)
             rows.append(row)
         return pd.DataFrame(rows)
@@ -243,11 +244,9 @@ def finding(scores: Tensor, source: Sequence[int]) -> dict[str, float]:
 
 
 def bootstrap(values: Tensor, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the mean of (k,) values, resampled `BOOTSTRAPS` times."""
+    """Percentile interval of the mean of (k,) values, resampled `BOOTSTRAPS` times; NaN for fewer than two values."""
     known = values[~values.isnan()]
-    if not len(known):
+    if len(known) < 2:
         return float("nan"), float("nan")
-    generator = torch.Generator().manual_seed(seed)
-    means = known[torch.randint(len(known), (BOOTSTRAPS, len(known)), generator=generator)].mean(1)
-    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)).tolist()
-    return low, high
+    ends = ratio_interval(known, torch.ones_like(known), level=level, resamples=BOOTSTRAPS, seed=seed)
+    return float(ends[0]), float(ends[1])

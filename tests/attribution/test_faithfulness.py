@@ -26,7 +26,7 @@ from ssmlens.attribution import (
     randomisation,
     sensitivity,
 )
-from ssmlens.attribution._benchmark import bootstrap, finding
+from ssmlens.attribution._benchmark import Benchmark, bootstrap, finding
 from ssmlens.attribution._faithfulness import BETTER, SHARES, curve, measure
 from ssmlens.attribution._perturb import order_of, sizes_of, subsets
 from ssmlens.cli import main
@@ -206,6 +206,18 @@ def test_bootstrap_covers_the_mean() -> None:
     standard = float(values.std() / 20)
     assert abs((high - low) / (2 * 1.96 * standard) - 1) < 0.1
     assert bootstrap(torch.full((5,), 2.0, dtype=torch.float64)) == (2.0, 2.0)
+    known = torch.cat([values, torch.full((3,), math.nan)])
+    assert bootstrap(known) == (low, high)
+    # One prompt says nothing about how prompts differ.
+    assert all(map(math.isnan, bootstrap(values[:1])))
+
+
+def test_prompts_without_a_metric_are_left_out_of_mean_and_interval() -> None:
+    known = torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)
+    some = torch.cat([known, torch.tensor([math.nan])])
+    rows = [Benchmark({("m", "", "auc"): x}, {("", "auc"): 0 * x}, {}).table().iloc[0] for x in (known, some)]
+    for column in ("mean", "low", "high", "gain", "gain_low", "gain_high"):
+        assert rows[0][column] == rows[1][column]
 
 
 def test_comparison_on_a_recall_model() -> None:
