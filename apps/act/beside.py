@@ -151,7 +151,7 @@ def _maps(reading: store.Reading, asked: Asked, found: Observed, layer: int, how
             file=file,
             explanation=wording.BESIDE["map"],
             draw=False,
-            more={"change": asked.call},
+            more={"change": asked.call, "error": caption.error_words},
         )
     )
 

@@ -129,6 +129,12 @@ def _following(left: store.Reading, right: store.Reading, target: int) -> Shown:
         live=live,
         file=file,
         explanation=NEXT,
+        more={
+            "target": f"{target} at the left, {at} at the right",
+            "error": "; ".join(
+                f"{run}: {Caption.of(side.trace).error_words}" for run, side in zip(runs, (left, right))
+            ),
+        },
     )
 
 

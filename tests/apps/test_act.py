@@ -258,3 +258,11 @@ def test_what_was_patched_is_kept_whole_and_bounded() -> None:
     made = [kept.get(name, lambda name=name: [name]) for name in "abacab"]  # type: ignore[misc]
     assert made[0] is made[2] is made[4]
     assert made[1] is not made[5]
+
+
+def test_a_collected_difference_names_the_change_and_the_error(page: Callable[..., Any]) -> None:
+    app = page(at="knockout", model=RECALL, text=PROMPT, sources="1").run()
+    app.button(key="runs_map_add").click().run()
+    facts = app.session_state["collected"][0].facts
+    assert facts["change"].startswith("Knockout(sources=[1]")
+    assert "within tolerance 1e-05" in facts["error"]

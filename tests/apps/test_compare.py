@@ -44,3 +44,13 @@ def test_sides_of_different_length_read_where_both_have_a_token(page: Callable[.
     (message,) = messages(app)
     assert "at most 512" in message
     assert app.text_area(key="text").value == PROMPT
+
+
+def test_a_collected_comparison_names_position_and_errors_of_both_sides(page: Callable[..., Any]) -> None:
+    app = page(at="compare", model="mamba1-recall", right_model="mamba2-recall", text=PROMPT, right_text="r 7 a").run()
+    app.button(key="following_add").click().run()
+    facts = app.session_state["collected"][0].facts
+    assert facts["target"] == "10 at the left, 2 at the right"
+    for side in ("left: mamba1-recall: ", "right: mamba2-recall: "):
+        assert f"{side}reconstruction error " in facts["error"]
+    assert facts["error"].count("within tolerance 1e-05") == 2

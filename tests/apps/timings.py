@@ -53,7 +53,7 @@ def cold_start(page: Any, start: float) -> None:
     print(f"inputs {time.perf_counter() - start:.1f} s", end=", ")
     page.wait_for_selector(".tokens[data-drawn]", timeout=WAIT_MS)
     print(f"first figure {time.perf_counter() - start:.1f} s", end=", ")
-    page.wait_for_selector("[data-testid=stDataFrame]", timeout=WAIT_MS)
+    page.wait_for_selector(".js-plotly-plot .main-svg", timeout=WAIT_MS)
     idle(page)
     print(f"every panel {time.perf_counter() - start:.1f} s after the start of the server")
 
