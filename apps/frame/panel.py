@@ -21,6 +21,9 @@ _log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 
+_INK = {"light": "#444444", "dark": "#cccccc"}
+"""Of numbers and names along axes: Streamlit's own grey has a contrast of 3.7, and 4.5 is the least."""
+
 _PICTURE_SCALE = 0.65
 """Pixels of the page for one of a picture, where there is room."""
 
@@ -125,6 +128,9 @@ def draw_plotly(figure: Any, key: str) -> None:
     """A plotly figure whose title the page already says, with its note as text below, where it can wrap."""
     about = figure.layout.meta or {}
     figure.update_layout(title=None, margin={"t": 10})
+    ink = _INK["dark" if is_dark() else "light"]
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(tickfont={"color": ink}, title={"font": {"color": ink}})
     if figure.layout.yaxis.type == "log":
         # It would otherwise label every digit.
         figure.update_yaxes(nticks=6)

@@ -104,3 +104,26 @@ def test_every_page_has_an_address_of_its_own_and_can_be_drawn() -> None:
     assert all(re.fullmatch(r"[a-z_]+", path) for path in paths)
     for page in listed:
         assert callable(importlib.import_module(page.module).draw)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_axes_can_be_read(monkeypatch: pytest.MonkeyPatch, dark: bool) -> None:
+    import plotly.graph_objects as go
+    import streamlit as st
+
+    from ssmlens.apps.frame import panel
+
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    drawn: list[go.Figure] = []
+    monkeypatch.setattr(st, "plotly_chart", lambda figure, **given: drawn.append(figure))
+    monkeypatch.setattr(panel, "is_dark", lambda: dark)
+    panel.draw_plotly(go.Figure(go.Bar(x=[1], y=[2])), "a")
+    page = light("#0e1117" if dark else "#ffffff")
+    for axis in (drawn[0].layout.xaxis, drawn[0].layout.yaxis):
+        for colour in (axis.tickfont.color, axis.title.font.color):
+            low, high = sorted((light(colour), page))
+            assert (high + 0.05) / (low + 0.05) >= 4.5
