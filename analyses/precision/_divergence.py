@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmlens.analyses._bootstrap import block_sums, ratio_interval
 from ssmlens.analyses._ledger import Ledger, Progress
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.precision._formats import Format, format_of, rounded
+from ssmlens.bootstrap import block_sums, ratio_interval
 from ssmlens.errors import SsmlensError
 from ssmlens.lens import Lens
 from ssmlens.stepping import LayerState, State, Stepper

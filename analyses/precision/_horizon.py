@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ssmlens.analyses._bootstrap import BLOCKS, ratio_interval
 from ssmlens.analyses._layers import Layers, Source, collect
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.precision._formats import Format, format_of
 from ssmlens.analyses.precision._walk import walk
+from ssmlens.bootstrap import BLOCKS, ratio_interval
 from ssmlens.recurrence import Recurrence
 
 __all__ = ["ROUNDING_NOISE", "horizon"]

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmlens.analyses._bootstrap import block_sums, ratio_interval
 from ssmlens.analyses._ledger import Ledger, Progress
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.sensitivity._removal import fingerprint
 from ssmlens.analyses.sensitivity._text import Text
+from ssmlens.bootstrap import block_sums, ratio_interval
 from ssmlens.errors import SsmlensError
 from ssmlens.kernels import scan
 from ssmlens.kernels.inputs import ScanInputs

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmlens.analyses._bootstrap import BLOCKS, block_sums, ratio_interval
 from ssmlens.analyses._ledger import Ledger, Progress
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.sensitivity._removal import described, fingerprint
 from ssmlens.analyses.sensitivity._text import Text
 from ssmlens.analyses.sensitivity._units import Model, Unit, units_of
+from ssmlens.bootstrap import BLOCKS, block_sums, ratio_interval
 from ssmlens.errors import SsmlensError
 from ssmlens.lens import Lens
 

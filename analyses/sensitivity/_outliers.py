@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmlens.analyses._bootstrap import BLOCKS, block_sums
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.sensitivity._rotations import hadamard, karhunen_loeve, random_rotation
+from ssmlens.bootstrap import BLOCKS, block_sums
 from ssmlens.errors import SsmlensError
 from ssmlens.trace import MixerTrace, Trace
 

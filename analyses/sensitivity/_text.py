@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmlens.analyses._bootstrap import block_sums, ratio_interval
+from ssmlens.bootstrap import block_sums, ratio_interval
 from ssmlens.errors import PromptError
 from ssmlens.lens import Lens
 

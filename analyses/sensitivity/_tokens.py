@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmlens.analyses._bootstrap import block_sums, ratio_interval
 from ssmlens.analyses._ledger import Ledger, Progress
 from ssmlens.analyses._result import Result
 from ssmlens.analyses.sensitivity._removal import fingerprint
 from ssmlens.analyses.sensitivity._text import Text
 from ssmlens.analyses.sensitivity._units import Model
+from ssmlens.bootstrap import block_sums, ratio_interval
 from ssmlens.errors import LayerError, PromptError, SsmlensError
 from ssmlens.kernels import scan
 from ssmlens.lens import Lens

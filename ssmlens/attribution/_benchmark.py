@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ssmlens.analyses._bootstrap import ratio_interval
 from ssmlens.attribution._baselines import Baseline
 from ssmlens.attribution._faithfulness import BETTER, measure
 from ssmlens.attribution._forward import Network
 from ssmlens.attribution._methods import METHODS, SAMPLED, chosen_methods
 from ssmlens.attribution._perturb import Masked, order_of
+from ssmlens.bootstrap import ratio_interval
 from ssmlens.errors import SsmlensError
 from ssmlens.lens import Lens
 
@@ -85,7 +85,7 @@ class Benchmark:
                 "metric": metric,
                 "better": BETTER.get(metric, "higher"),
             }
-            row |= {"prompts": len(found), "mean": float(found.nanmean()), "low": low, "high": high}
+            row |= {"prompts": int((~found.isnan()).sum()), "mean": float(found.nanmean()), "low": low, "high": high}
             chance = self.random_orders.get((baseline, metric))
             if chance is not None:
                 gain = (found - chance) * (1 if row["better"] == "higher" else -1)

@@ -20,6 +20,7 @@ ALLOWED = {
     "kernels": {"kernels"},
     "errors": set(),
     "quiet": set(),
+    "bootstrap": {"errors"},
     "attention": CORE,
     "recurrence": CORE | {"attention"},
     "models": CORE | {"models", "recurrence"},
@@ -36,13 +37,14 @@ ALLOWED = {
     # The model as a map with an explicit state, from its weights.
     "stepping": CORE | {"lens", "models", "stepping"},
     # A study imports no other study, no model and no plotting.
-    "analyses": CORE | {"analyses", "attention", "lens", "prompt", "recurrence", "stepping", "tap", "tasks", "trace"},
+    "analyses": CORE
+    | {"analyses", "attention", "bootstrap", "lens", "prompt", "recurrence", "stepping", "tap", "tasks", "trace"},
     # Patching and steering go through the tap; the lenses read a trace, and trained ones come with shipped models.
     "interventions": CORE
     | {"interventions", "lens", "models", "prompt", "recorder", "recurrence", "tap", "trace", "zoo"},
     # Attribution recomputes the model from its weights, differentiably and piece by piece.
     "attribution": CORE
-    | {"attention", "attribution", "exact", "lens", "loading", "models", "prompt", "recurrence", "trace"},
+    | {"attention", "attribution", "bootstrap", "exact", "lens", "loading", "models", "prompt", "recurrence", "trace"},
     "plotting": {"analyses", "attention", "attribution", "errors", "plotting", "recurrence", "trace"},
     # Training shipped models needs the scan itself; bench times whole traces; the tuned lens comes with a model.
     "zoo": {"errors", "interventions", "kernels", "lens", "zoo", "tap", "loading", "recurrence", "tasks", "trace"},
