@@ -42,13 +42,15 @@ def file_name(shown: Shown, kind: str) -> str:
     return f"{stem}.{FORMATS[kind][0]}"
 
 
-def picture(shown: Shown, suffix: str) -> bytes:
-    """PNG or SVG; title and note are in the picture and in its metadata."""
+def picture(shown: Shown, suffix: str, dark: bool = False) -> bytes:
+    """PNG or SVG; title and note are in the picture and in its metadata. Dark is for a dark page, not for paper."""
     from ssmlens.plotting import save
+    from ssmlens.plotting.dark import darken
 
     assert shown.file is not None
+    figure = darken(shown.file()) if dark else shown.file()
     with TemporaryDirectory() as folder:
-        return save(shown.file(), Path(folder) / f"figure{suffix}").read_bytes()
+        return save(figure, Path(folder) / f"figure{suffix}").read_bytes()
 
 
 def html(shown: Shown) -> bytes:

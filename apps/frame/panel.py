@@ -118,7 +118,7 @@ def _draw(shown: Shown) -> None:
         draw_plotly(shown.live(), shown.name)
     elif shown.file is not None:
         note = shown.caption.note()
-        picture = downloads.picture(shown, ".png")
+        picture = downloads.picture(shown, ".png", is_dark())
         # The width in pixels stands there in every PNG. Drawn for paper, its letters would be huge on a wide page.
         width = int.from_bytes(picture[16:20], "big") * _PICTURE_SCALE
         st.image(picture, alt=f"{shown.title}. {note}", width=round(width))
