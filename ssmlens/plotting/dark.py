@@ -28,15 +28,16 @@ def darken(figure: Figure) -> Figure:
     from matplotlib.patches import Patch
     from matplotlib.text import Text
 
-    for artist in figure.findobj():
+    for artist in {id(x): x for x in figure.findobj()}.values():
         if isinstance(artist, Text):
             artist.set_color(_turned(artist.get_color()))
         elif isinstance(artist, Line2D):
-            artist.set_color(_turned(artist.get_color()))
-            artist.set_markerfacecolor(_turned(artist.get_markerfacecolor()))
-            artist.set_markeredgecolor(_turned(artist.get_markeredgecolor()))
+            # All are read before one is written: a marker may take its colour from the line's.
+            line, face, edge = artist.get_color(), artist.get_markerfacecolor(), artist.get_markeredgecolor()
+            artist.set_color(_turned(line))
+            artist.set_markerfacecolor(_turned(face))
+            artist.set_markeredgecolor(_turned(edge))
         elif isinstance(artist, Patch):
-            # Both are read before one is written: setting a colour of a patch may touch the other.
             face, edge = artist.get_facecolor(), artist.get_edgecolor()
             artist.set_facecolor(_turned(face))
             artist.set_edgecolor(_turned(edge))

@@ -32,6 +32,7 @@ def figure() -> Figure:
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#1276ce", label="a line")
     axes.axhline(0.5, color=palette.MUTED)
+    axes.plot([0.2], [0.2], "x", color=palette.MUTED)
     axes.fill_between([0, 1], [0, 0], [1, 1], color="#db8833", alpha=0.2, label="a band")
     axes.scatter([0, 1], [1, 0], color=palette.INK)
     axes.bar([0.5], [1], color="none", edgecolor="black")
@@ -49,6 +50,7 @@ def test_ink_is_light_and_paper_dark(figure: Figure) -> None:
     assert min(contrast(x.get_edgecolor()) for x in axes.spines.values()) >= 7
     assert min(contrast(x.get_color()) for x in axes.xaxis.get_ticklines()) >= 7
     assert contrast(axes.lines[1].get_color()) >= 4.5  # a line that was grey
+    assert contrast(axes.lines[2].get_markeredgecolor()) >= 4.5
     assert contrast(axes.collections[1].get_facecolor()[0]) >= 7
     assert contrast(axes.patches[0].get_edgecolor()) >= 7
     assert axes.patches[0].get_facecolor()[3] == 0  # nothing stays nothing
