@@ -42,8 +42,11 @@ class Asked:
 
 def show(options: sources.Options) -> Asked:
     """Draw the inputs. Nothing here can fail on what a visitor typed, so that no error costs it."""
+    asked, known = st.query_params.get("model"), [*zoo.names(), LOCAL]
     with st.sidebar:
-        name = st.selectbox("Model", [*zoo.names(), LOCAL], key="model", bind="query-params")
+        name = st.selectbox("Model", known, key="model", bind="query-params")
+        if asked and asked not in known:
+            st.warning(f"No model here is called “{asked[:80]}”. Shown is {name}.")
         folder = _folder(options) if name == LOCAL else None
         text = _text(name)
         dtype = st.selectbox(

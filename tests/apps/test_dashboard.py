@@ -387,3 +387,11 @@ def test_a_dropped_model_in_a_cycle_is_collected_although_it_was_set_aside(page:
         assert messages(app) == []
     gc.collect()
     assert dropped() is None
+
+
+def test_an_address_with_an_unknown_model_says_which_one_is_shown(page: Callable[..., Any]) -> None:
+    app = page(at="attention", model="mamba9-english").run()
+    assert [x.value for x in app.sidebar.warning] == [
+        f"No model here is called “mamba9-english”. Shown is {zoo.names()[0]}."
+    ]
+    assert not page(at="attention", model="mamba1-recall").run().sidebar.warning
