@@ -13,7 +13,7 @@ from serving import idle
 
 from ssmlens.apps.frame import pages
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 WAIT_MS = 60_000
 TEXT = "the cat sat on the mat"

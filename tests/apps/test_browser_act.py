@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import pytest
 from serving import idle
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 MODEL = "mamba1-recall"
 WAIT_MS = 30_000

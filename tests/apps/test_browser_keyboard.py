@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 WAIT_MS = 60_000
 MOST_STOPS = 80

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from serving import idle
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 WAIT_MS = 60_000
 TINY = {"model": "local folder", "folder": "two", "text": "the cat sat on the mat"}
