@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,28 +15,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 MODEL = "mamba1-recall"
 WAIT_MS = 30_000
 PROMPT = "r 7 a 19 m 3 b 12 . . r"
-
-
-@pytest.fixture(scope="module")
-def window(browser: Any) -> Iterator[Any]:
-    """One window for all tests, so that the scripts of the pages are read once."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    yield context
-    context.close()
-
-
-@pytest.fixture
-def view(window: Any) -> Iterator[Any]:
-    """A fresh tab; the test fails when the page raises an error or asks for anything but its own server."""
-    page = window.new_page()
-    asked: list[str] = []
-    errors: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    page.close()
-    assert not errors
-    assert [url for url in asked if not re.match(r"(http|ws)://127\.0\.0\.1[:/]|data:|blob:", url)] == []
 
 
 def address(page_url: str, path: str, **query: str) -> str:
